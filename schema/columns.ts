@@ -1,0 +1,48 @@
+import { type SQL, sql } from 'drizzle-orm';
+import { type AnyPgColumn, customType, timestamp } from 'drizzle-orm/pg-core';
+
+/**
+ * An identifier from an upstream system: opaque, compared byte by byte, so that
+ * order and ties are the same in every database whatever its locale.
+ */
+export const identifier = customType<{ data: string }>({
+  dataType: () => 'varchar COLLATE "C"',
+});
+
+/**
+ * A point in time, the same everywhere. In SQL it keeps microseconds; in
+ * TypeScript it is a Date, which keeps milliseconds.
+ */
+export const instant = (name: string) => timestamp(name, { withTimezone: true });
+
+/**
+ * What the clock on the wall of the user's branch showed. A string in
+ * TypeScript (`2024-03-31 09:30:00`), because a Date would claim an instant.
+ */
+export const localTime = (name: string) => timestamp(name, { mode: 'string' });
+
+/**
+ * The condition that an instant lies in the years 1 to 9999 (UTC). Instants at
+ * the ends of Postgres' own range have no local time east or west of UTC: one
+ * such row would make every refresh fail with "timestamp out of range".
+ * https://www.postgresql.org/docs/16/datatype-datetime.html
+ */
+export const inCalendarRange = (column: AnyPgColumn): SQL =>
+  sql`${column} >= '0001-01-01 00:00:00+00' and ${column} < '10000-01-01 00:00:00+00'`;
+
+/** What upstream says of a purchase. Any key may be missing or null. */
+export interface PurchaseDetails {
+  /** Name of the product. */
+  name?: string | null;
+  /** Where the purchase came from, such as a till, the web or an app. */
+  source?: string | null;
+  [key: string]: unknown;
+}
+
+/**
+ * The condition that purchase details are an object. JSON's own null passes: it
+ * is how some exports write "no details". jsonb rather than json, because json
+ * takes escapes (`\u0000`) that no text can hold and that a refresh trips over.
+ */
+export const isObjectOrNull = (column: AnyPgColumn): SQL =>
+  sql`jsonb_typeof(${column}) in ('object', 'null')`;

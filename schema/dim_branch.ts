@@ -1,0 +1,45 @@
+import { sql } from 'drizzle-orm';
+import { check, pgTable, varchar } from 'drizzle-orm/pg-core';
+import { identifier, inCalendarRange, instant } from './columns.ts';
+
+/** The shapes of IANA time zone names, without regard to case. */
+const ianaNames = [
+  '[a-z]+(/[a-z_-]+)+', // an area and its locations: America/Argentina/Salta
+  'Etc/GMT(0|[+-][0-9]|[+]1[0-2]|-1[0-4])',
+  // The names without a slash: https://data.iana.org/time-zones/tzdb/backward
+  'UTC|GMT|GMT[+-]?0|UCT|Greenwich|Universal|Zulu',
+  'CST6CDT|EST5EDT|MST7MDT|PST8PDT|Navajo',
+  'Cuba|Egypt|Eire|GB|GB-Eire|Hongkong|Iceland|Iran|Israel|Jamaica|Japan',
+  'Kwajalein|Libya|NZ|NZ-CHAT|Poland|Portugal|PRC|ROC|ROK|Singapore|Turkey|W-SU',
+];
+
+/** One row per branch of a gym. Its time zone is the clock of its users' reports. */
+export const dimBranch = pgTable(
+  'dim_branch',
+  {
+    branchId: identifier('branch_id').primaryKey(),
+    name: varchar('name'),
+    email: varchar('email'),
+    city: varchar('city'),
+    country: varchar('country'),
+    /** An IANA time zone name, such as `Europe/Dublin`. Null counts as UTC. */
+    timezoneId: varchar('timezone_id'),
+    createdAt: instant('created_at'),
+  },
+  (table) => [
+    // A zone that Postgres cannot read would make every refresh fail, so it is
+    // refused here, where the one bad branch is written.
+    //
+    // The names come first because Postgres reads more than IANA's: any word with
+    // an offset behind it as a POSIX zone (FOO+3, Mars/Olympus+3), and CET, EET,
+    // MET, WET, EST, MST and HST as abbreviations, offsets without summer time,
+    // which is why these seven are left out. timezone() then raises its own
+    // error, with the name, for what looks like a zone and is none.
+    // https://www.postgresql.org/docs/16/datatype-datetime.html#DATATYPE-TIMEZONES
+    check(
+      'dim_branch_timezone_id_check',
+      sql`${table.timezoneId} is null or ${table.timezoneId} ~* ${sql.raw(`'^(${ianaNames.join('|')})$'`)} and timezone(${table.timezoneId}, to_timestamp(0)) is not null`,
+    ),
+    check('dim_branch_created_at_check', inCalendarRange(table.createdAt)),
+  ],
+);

@@ -1,0 +1,210 @@
+import { sql } from 'drizzle-orm';
+import { pgMaterializedView, varchar } from 'drizzle-orm/pg-core';
+import { identifier, localTime } from '../schema/columns.ts';
+import { conversionEventTypes, leadStatuses } from './values.ts';
+
+/**
+ * One row per user, leads included: the user's first membership, first credit
+ * pack, and as `clientConversion…` whichever of the two came first.
+ *
+ * Every local time is in the time zone of the user's own branch, the row's
+ * `branchId`. The columns are those of figure 1.4.1 of the brief, in its order.
+ */
+export const fctClientConversionEvents = pgMaterializedView('fct_client_conversion_events', {
+  userId: identifier('user_id').notNull(),
+  branchId: identifier('branch_id'),
+  localUserCreatedAt: localTime('local_user_created_at'),
+  leadStatus: varchar('lead_status', { enum: leadStatuses }).notNull(),
+  clientConversionEventType: varchar('client_conversion_event_type', {
+    enum: conversionEventTypes,
+  }),
+  clientConversionEventId: identifier('client_conversion_event_id'),
+  clientConversionEventLocalCreatedAt: localTime('client_conversion_event_local_created_at'),
+  clientConversionEventName: varchar('client_conversion_event_name'),
+  clientConversionEventSource: varchar('client_conversion_event_source'),
+  firstUserMembershipId: identifier('first_user_membership_id'),
+  firstLocalMembershipPurchasedAt: localTime('first_local_membership_purchased_at'),
+  firstMembershipName: varchar('first_membership_name'),
+  firstMembershipSource: varchar('first_membership_source'),
+  firstCreditPackId: identifier('first_credit_pack_id'),
+  firstLocalCreditPackPurchaseAt: localTime('first_local_credit_pack_purchase_at'),
+  firstCreditPackName: varchar('first_credit_pack_name'),
+  firstCreditPackSource: varchar('first_credit_pack_source'),
+}).as(sql`
+with
+
+-- One row per user who ever bought a membership: the key of the first one.
+-- It is found by key and time alone, without reading any purchase's JSON.
+first_membership_keys as (
+
+    -- The earliest instant wins. A purchase without a time comes after every
+    -- dated one and still counts. Of purchases at the same instant, the lowest
+    -- identifier in byte order wins, so that every refresh picks the same one.
+    select distinct on (user_id)
+        user_id,
+        user_membership_id,
+        membership_purchased_at
+    from fct_membership_purchases
+    order by
+        user_id asc,
+        membership_purchased_at asc nulls last,
+        user_membership_id asc
+
+),
+
+-- One row per user who ever bought a credit pack: the key of the first one,
+-- by the same rule.
+first_credit_pack_keys as (
+
+    select distinct on (user_id)
+        user_id,
+        credit_pack_id,
+        credit_pack_purchased_at
+    from fct_credit_pack_purchases
+    order by
+        user_id asc,
+        credit_pack_purchased_at asc nulls last,
+        credit_pack_id asc
+
+),
+
+-- One row per user who ever bought a membership: the first one with what
+-- upstream says of it. A missing detail, a missing key and a JSON null are all
+-- NULL here.
+first_memberships as (
+
+    select
+        first_membership_keys.user_id,
+        first_membership_keys.user_membership_id,
+        first_membership_keys.membership_purchased_at,
+        (purchases.membership_purchase_details ->> 'name')::varchar
+            as membership_name,
+        (purchases.membership_purchase_details ->> 'source')::varchar
+            as membership_source
+    from first_membership_keys
+    inner join fct_membership_purchases as purchases
+        on first_membership_keys.user_id = purchases.user_id
+        and first_membership_keys.user_membership_id
+            = purchases.user_membership_id
+
+),
+
+-- One row per user who ever bought a credit pack: the first one with what
+-- upstream says of it.
+first_credit_packs as (
+
+    select
+        first_credit_pack_keys.user_id,
+        first_credit_pack_keys.credit_pack_id,
+        first_credit_pack_keys.credit_pack_purchased_at,
+        (purchases.credit_pack_purchase_details ->> 'name')::varchar
+            as credit_pack_name,
+        (purchases.credit_pack_purchase_details ->> 'source')::varchar
+            as credit_pack_source
+    from first_credit_pack_keys
+    inner join fct_credit_pack_purchases as purchases
+        on first_credit_pack_keys.user_id = purchases.user_id
+        and first_credit_pack_keys.credit_pack_id = purchases.credit_pack_id
+
+),
+
+-- One row per user, leads included, with the clock that all local times of the
+-- user follow: that of the user's own branch, wherever a purchase was made. A
+-- user without a branch and a branch without a time zone are on UTC.
+users as (
+
+    select
+        dim_user.user_id,
+        dim_user.branch_id,
+        dim_user.created_at,
+        coalesce(dim_branch.timezone_id, 'UTC') as timezone_id
+    from dim_user
+    left join dim_branch
+        on dim_user.branch_id = dim_branch.branch_id
+
+),
+
+-- One row per user, leads included: both first purchases side by side, in the
+-- user's local time.
+user_first_purchases as (
+
+    select
+        users.user_id,
+        users.branch_id,
+        users.created_at at time zone users.timezone_id
+            as local_user_created_at,
+
+        -- Which kind came first is judged by instant, before any time zone. A
+        -- purchase without a time, like one that was never made, is later than
+        -- every dated one; at the same instant the membership converts. NULL
+        -- for a lead, who has bought neither.
+        case
+            when
+                coalesce(
+                    first_credit_packs.credit_pack_purchased_at, 'infinity'
+                )
+                < coalesce(
+                    first_memberships.membership_purchased_at, 'infinity'
+                )
+                then 'USER_CREDIT'
+            when first_memberships.user_membership_id is not null
+                then 'MEMBERSHIP'
+            when first_credit_packs.credit_pack_id is not null
+                then 'USER_CREDIT'
+        end as conversion_event_type,
+
+        first_memberships.user_membership_id,
+        first_memberships.membership_purchased_at
+            at time zone users.timezone_id as local_membership_purchased_at,
+        first_memberships.membership_name,
+        first_memberships.membership_source,
+        first_credit_packs.credit_pack_id,
+        first_credit_packs.credit_pack_purchased_at
+            at time zone users.timezone_id as local_credit_pack_purchased_at,
+        first_credit_packs.credit_pack_name,
+        first_credit_packs.credit_pack_source
+    from users
+    left join first_memberships
+        on users.user_id = first_memberships.user_id
+    left join first_credit_packs
+        on users.user_id = first_credit_packs.user_id
+
+)
+
+-- One row per user: the columns of figure 1.4.1. Those that begin with
+-- client_conversion_ repeat the first purchase of the kind that came first.
+select
+    user_id,
+    branch_id,
+    local_user_created_at,
+    case
+        when conversion_event_type is null then 'LEAD'
+        else 'CLIENT'
+    end::varchar as lead_status,
+    conversion_event_type::varchar as client_conversion_event_type,
+    case conversion_event_type
+        when 'MEMBERSHIP' then user_membership_id
+        when 'USER_CREDIT' then credit_pack_id
+    end as client_conversion_event_id,
+    case conversion_event_type
+        when 'MEMBERSHIP' then local_membership_purchased_at
+        when 'USER_CREDIT' then local_credit_pack_purchased_at
+    end as client_conversion_event_local_created_at,
+    case conversion_event_type
+        when 'MEMBERSHIP' then membership_name
+        when 'USER_CREDIT' then credit_pack_name
+    end as client_conversion_event_name,
+    case conversion_event_type
+        when 'MEMBERSHIP' then membership_source
+        when 'USER_CREDIT' then credit_pack_source
+    end as client_conversion_event_source,
+    user_membership_id as first_user_membership_id,
+    local_membership_purchased_at as first_local_membership_purchased_at,
+    membership_name as first_membership_name,
+    membership_source as first_membership_source,
+    credit_pack_id as first_credit_pack_id,
+    local_credit_pack_purchased_at as first_local_credit_pack_purchase_at,
+    credit_pack_name as first_credit_pack_name,
+    credit_pack_source as first_credit_pack_source
+from user_first_purchases
+`);

@@ -1,0 +1,117 @@
+import { sql } from 'drizzle-orm';
+import { pgMaterializedView, varchar } from 'drizzle-orm/pg-core';
+import { identifier, localTime } from '../schema/columns.ts';
+import { conversionEventFilters, conversionEventTypes, leadStatuses } from './values.ts';
+
+/**
+ * Three rows per user, one per `clientConversionEventFilter`: the purchase that
+ * turned the lead into a client, if only the filter's purchases count as one.
+ * `leadStatus` is judged under the row's filter too.
+ *
+ * Every local time is in the time zone of the user's own branch, the row's
+ * `branchId`. The columns are those of figure 1.4.2 of the brief, in its order.
+ */
+export const fctLeadConversions = pgMaterializedView('fct_lead_conversions', {
+  userId: identifier('user_id').notNull(),
+  branchId: identifier('branch_id'),
+  localUserCreatedAt: localTime('local_user_created_at'),
+  leadStatus: varchar('lead_status', { enum: leadStatuses }).notNull(),
+  clientConversionEventType: varchar('client_conversion_event_type', {
+    enum: conversionEventTypes,
+  }),
+  clientConversionEventId: identifier('client_conversion_event_id'),
+  clientConversionEventLocalCreatedAt: localTime('client_conversion_event_local_created_at'),
+  clientConversionEventName: varchar('client_conversion_event_name'),
+  clientConversionEventSource: varchar('client_conversion_event_source'),
+  clientConversionEventFilter: varchar('client_conversion_event_filter', {
+    enum: conversionEventFilters,
+  }).notNull(),
+}).as(sql`
+with
+
+-- One row per filter that report users can choose. The list is product's: what
+-- a gym may count as a conversion. A new filter is a new line here, saying
+-- which kinds of purchase it considers.
+conversion_filters (
+    client_conversion_event_filter,
+    considers_memberships,
+    considers_credit_packs
+) as (
+
+    values
+        ('MEMBERSHIP'::varchar, true, false),
+        ('USER_CREDIT'::varchar, false, true),
+        ('ALL'::varchar, true, true)
+
+),
+
+-- One row per user and filter: the kind of purchase that converts the user
+-- when only what the filter considers counts, NULL where that leaves a lead.
+filtered_conversions as (
+
+    select
+        events.user_id,
+        events.branch_id,
+        events.local_user_created_at,
+        conversion_filters.client_conversion_event_filter,
+
+        -- Where the filter considers both kinds, whichever came first, as
+        -- fct_client_conversion_events has judged it by instant.
+        case
+            when
+                conversion_filters.considers_memberships
+                and conversion_filters.considers_credit_packs
+                then events.client_conversion_event_type
+            when
+                conversion_filters.considers_memberships
+                and events.first_user_membership_id is not null
+                then 'MEMBERSHIP'
+            when
+                conversion_filters.considers_credit_packs
+                and events.first_credit_pack_id is not null
+                then 'USER_CREDIT'
+        end as client_conversion_event_type,
+
+        events.first_user_membership_id,
+        events.first_local_membership_purchased_at,
+        events.first_membership_name,
+        events.first_membership_source,
+        events.first_credit_pack_id,
+        events.first_local_credit_pack_purchase_at,
+        events.first_credit_pack_name,
+        events.first_credit_pack_source
+    from fct_client_conversion_events as events
+    cross join conversion_filters
+
+)
+
+-- One row per user and filter: the columns of figure 1.4.2. A user who bought
+-- only what the filter leaves out is a LEAD under it, with no conversion.
+select
+    user_id,
+    branch_id,
+    local_user_created_at,
+    case
+        when client_conversion_event_type is null then 'LEAD'
+        else 'CLIENT'
+    end::varchar as lead_status,
+    client_conversion_event_type,
+    case client_conversion_event_type
+        when 'MEMBERSHIP' then first_user_membership_id
+        when 'USER_CREDIT' then first_credit_pack_id
+    end as client_conversion_event_id,
+    case client_conversion_event_type
+        when 'MEMBERSHIP' then first_local_membership_purchased_at
+        when 'USER_CREDIT' then first_local_credit_pack_purchase_at
+    end as client_conversion_event_local_created_at,
+    case client_conversion_event_type
+        when 'MEMBERSHIP' then first_membership_name
+        when 'USER_CREDIT' then first_credit_pack_name
+    end as client_conversion_event_name,
+    case client_conversion_event_type
+        when 'MEMBERSHIP' then first_membership_source
+        when 'USER_CREDIT' then first_credit_pack_source
+    end as client_conversion_event_source,
+    client_conversion_event_filter
+from filtered_conversions
+`);

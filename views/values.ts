@@ -1,0 +1,11 @@
+/** Whether a user has converted: bought a membership or a credit pack. */
+export const leadStatuses = ['LEAD', 'CLIENT'] as const;
+export type LeadStatus = (typeof leadStatuses)[number];
+
+/** The kinds of purchase that convert a lead into a client. */
+export const conversionEventTypes = ['MEMBERSHIP', 'USER_CREDIT'] as const;
+export type ConversionEventType = (typeof conversionEventTypes)[number];
+
+/** What a report user can count as a conversion. */
+export const conversionEventFilters = ['MEMBERSHIP', 'USER_CREDIT', 'ALL'] as const;
+export type ConversionEventFilter = (typeof conversionEventFilters)[number];
