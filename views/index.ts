@@ -1,3 +1,4 @@
 export { fctClientConversionEvents } from './fct_client_conversion_events.ts';
 export { fctLeadConversions } from './fct_lead_conversions.ts';
+export { type RefreshReport, refreshViews, type ViewRefresh } from './refresh.ts';
 export * from './values.ts';

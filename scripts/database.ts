@@ -1,0 +1,169 @@
+import { createReadStream, existsSync, openAsBlob } from 'node:fs';
+import { join } from 'node:path';
+import { pipeline } from 'node:stream/promises';
+import type { Transaction as PGliteTransaction } from '@electric-sql/pglite';
+import { type SQL, sql } from 'drizzle-orm';
+import { type PgDatabase, PgDialect, type PgQueryResultHKT } from 'drizzle-orm/pg-core';
+import type { PgliteDatabase } from 'drizzle-orm/pglite';
+import { drizzle as drizzlePostgres } from 'drizzle-orm/postgres-js';
+import postgres from 'postgres';
+import type { LoadTransaction } from '../schema/load.ts';
+
+/** One session on the database that a script works on. */
+export interface Database {
+  db: PgDatabase<PgQueryResultHKT>;
+  /** Runs the work in one transaction, rolled back if it throws. */
+  transaction<Result>(work: (transaction: LoadTransaction) => Promise<Result>): Promise<Result>;
+  close(): Promise<void>;
+}
+
+/** Does work on the database that DATABASE_URL names, and closes it. */
+export async function withDatabase<Result>(
+  work: (database: Database) => Promise<Result>,
+): Promise<Result> {
+  const database = await openDatabase();
+  try {
+    return await work(database);
+  } finally {
+    await database.close();
+  }
+}
+
+/**
+ * Opens the database that DATABASE_URL names: `postgres://…` for a server,
+ * `pglite:PATH` for the embedded database in that folder. A server is first
+ * asked by the first query.
+ *
+ * Throws an Error that says what to do when the variable is not set, or names
+ * neither. The URL, which may hold a password, is in no message.
+ */
+export async function openDatabase(url = process.env.DATABASE_URL): Promise<Database> {
+  if (!url) {
+    throw new Error(
+      'DATABASE_URL is not set. Set it to postgres://USER:PASSWORD@HOST:PORT/DATABASE, or to pglite:PATH for the embedded database.',
+    );
+  }
+  if (url.startsWith('pglite:')) {
+    const folder = url.slice('pglite:'.length);
+    if (!existsSync(join(folder, 'PG_VERSION'))) {
+      throw new Error(
+        `There is no database in ${folder}. Make one with "npx drizzle-kit migrate", which reads DATABASE_URL too.`,
+      );
+    }
+    return openPglite(folder);
+  }
+  if (!/^postgres(ql)?:\/\//.test(url) || !URL.canParse(url)) {
+    throw new Error(
+      'DATABASE_URL is neither postgres://USER:PASSWORD@HOST:PORT/DATABASE, with special characters percent-encoded, nor pglite:PATH.',
+    );
+  }
+  return openServer(url);
+}
+
+const dialect = new PgDialect();
+
+function openServer(url: string): Database {
+  const client = postgres(url, {
+    max: 1,
+    onnotice: () => {},
+    connection: { application_name: 'lead-conversions' },
+  });
+  const begin = client.begin.bind(client);
+  client.begin = ((work: (session: postgres.TransactionSql) => Promise<unknown>) =>
+    begin((session) => unlessCut(work(session)))) as typeof client.begin;
+  return {
+    db: drizzlePostgres(client),
+    transaction: <Result>(work: (transaction: LoadTransaction) => Promise<Result>) =>
+      client.begin((session) => work(serverTransaction(session))) as Promise<Result>,
+    close: () => client.end({ timeout: 1 }),
+  };
+}
+
+/**
+ * The outcome of a transaction's work, but none at all when its connection was
+ * cut. To a failure postgres.js answers with ROLLBACK, which on a closed
+ * connection ends the process or waits for ever, while its begin() has an error
+ * of its own for a cut connection: https://github.com/porsager/postgres/issues/1154
+ */
+const unlessCut = <Result>(work: Promise<Result>): Promise<Result> =>
+  work.catch((error) => {
+    const { code } = error.cause ?? error;
+    const isCut = ['CONNECTION_CLOSED', 'ECONNRESET', 'EPIPE', 'ETIMEDOUT'].includes(code);
+    return isCut ? new Promise<never>(() => {}) : Promise.reject(error);
+  });
+
+function serverTransaction(session: postgres.TransactionSql): LoadTransaction {
+  return {
+    query: (statement) => {
+      const { sql: text, params } = dialect.sqlToQuery(statement);
+      return session.unsafe(text, params as string[]);
+    },
+    copy: async ({ into, options }, file, onRead) => {
+      const { sql: text } = dialect.sqlToQuery(copyStatement(into, 'stdin', options));
+      const query = session.unsafe(text);
+      const target = await query.writable();
+      // postgres.js forgets to tell the stream of an error that comes after the
+      // last byte, or with the end of the connection, and the stream waits for
+      // ever: https://github.com/porsager/postgres/issues/1173
+      const failure = new Promise<never>((_, reject) => Object.assign(query, { reject }));
+      let readBytes = 0;
+      const copied = pipeline(
+        createReadStream(file),
+        async function* (chunks: AsyncIterable<Buffer>) {
+          for await (const chunk of chunks) {
+            readBytes += chunk.length;
+            onRead(readBytes);
+            yield chunk;
+          }
+        },
+        target,
+      );
+      await Promise.race([copied, failure]);
+    },
+  };
+}
+
+/**
+ * Opens the embedded database in a folder, or a new one in memory.
+ *
+ * Throws an Error that says what to do where PGlite, a development dependency,
+ * is not installed.
+ */
+export async function openPglite(
+  folder?: string,
+): Promise<Omit<Database, 'db'> & { db: PgliteDatabase }> {
+  const [{ PGlite }, { drizzle }] = await Promise.all([
+    import('@electric-sql/pglite'),
+    import('drizzle-orm/pglite'),
+  ]).catch((error) => {
+    throw new Error(
+      'A pglite: database needs the package @electric-sql/pglite, which is not installed.',
+      { cause: error },
+    );
+  });
+  const client = await PGlite.create(folder);
+  return {
+    db: drizzle(client),
+    transaction: (work) => client.transaction((session) => work(pgliteTransaction(session))),
+    close: () => client.close(),
+  };
+}
+
+/** PGlite reads a file that is copied in into memory, as it does with all of its data. */
+function pgliteTransaction(session: PGliteTransaction): LoadTransaction {
+  return {
+    query: async (statement) => {
+      const { sql: text, params } = dialect.sqlToQuery(statement);
+      return (await session.query<Record<string, unknown>>(text, params)).rows;
+    },
+    copy: async ({ into, options }, file, onRead) => {
+      const { sql: text } = dialect.sqlToQuery(copyStatement(into, `'/dev/blob'`, options));
+      const blob = await openAsBlob(file);
+      await session.query(text, [], { blob });
+      onRead(blob.size);
+    },
+  };
+}
+
+const copyStatement = (into: SQL, source: string, options: SQL) =>
+  sql`copy ${into} from ${sql.raw(source)} with (${options})`;

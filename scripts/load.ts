@@ -1,0 +1,49 @@
+import { parseArgs } from 'node:util';
+import { type LoadProgress, loadFolder } from '../schema/load.ts';
+import { run } from './command.ts';
+import { withDatabase } from './database.ts';
+
+await run(async () => {
+  const { positionals } = parseArgs({ allowPositionals: true });
+  const [folder] = positionals;
+  if (folder === undefined || positionals.length > 1) {
+    throw new Error('Name the one folder to load: npm run load -- FOLDER');
+  }
+  const progress = progressLine(process.stderr);
+  const loads = await withDatabase((database) =>
+    database.transaction((transaction) => loadFolder(transaction, folder, progress.show)),
+  ).finally(progress.end);
+  for (const { file, rows, inserted, updated } of loads) {
+    const unchanged = rows - inserted - updated;
+    console.log(
+      `${file}: ${rows} rows, ${inserted} inserted, ${updated} updated, ${unchanged} unchanged`,
+    );
+  }
+});
+
+/** Tells how far a load is: in a terminal on one line that renews itself, in a log every 5 s. */
+function progressLine(stream: NodeJS.WriteStream) {
+  const everyMs = stream.isTTY ? 100 : 5000;
+  const [start, end] = stream.isTTY ? ['\r\x1b[K', ''] : ['', '\n'];
+  let shownAt = performance.now();
+  let shown = false;
+  return {
+    show: ({ file, readBytes, totalBytes }: LoadProgress) => {
+      const isRead = readBytes === totalBytes;
+      if (performance.now() - shownAt < everyMs && !(isRead && shown)) {
+        return;
+      }
+      const megabytes = (totalBytes / 1e6).toFixed(1);
+      const percent = Math.floor((100 * readBytes) / totalBytes);
+      const done = isRead ? 'read, storing its rows' : `${percent} % of ${megabytes} MB read`;
+      stream.write(`${start}${file}: ${done}${end}`);
+      shownAt = performance.now();
+      shown = true;
+    },
+    end: () => {
+      if (stream.isTTY && shown) {
+        stream.write(start);
+      }
+    },
+  };
+}
