@@ -47,17 +47,13 @@ export async function refreshViews<Schema extends Record<string, unknown>>(
   db: PgDatabase<PgQueryResultHKT, Schema, ExtractTablesWithRelations<Schema>>,
 ): Promise<RefreshReport> {
   const started = performance.now();
-  const views = await db.transaction(
-    async (tx) => {
-      const refreshes: ViewRefresh[] = [];
-      for (const view of viewsInOrder) {
-        refreshes.push(await refreshView(tx, view));
-      }
-      return refreshes;
-    },
-    // One snapshot for both views, so that they always agree.
-    { isolationLevel: 'repeatable read' },
-  );
+  const views = await db.transaction(async (tx) => {
+    const refreshes: ViewRefresh[] = [];
+    for (const view of viewsInOrder) {
+      refreshes.push(await refreshView(tx, view));
+    }
+    return refreshes;
+  });
   return { views, durationMs: millisecondsSince(started) };
 }
 

@@ -1,0 +1,235 @@
+import { mkdtemp, open, readdir, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import postgres from 'postgres';
+import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { run } from './support/commands.ts';
+import { useUnmigratedDatabase } from './support/database.ts';
+
+const unmigrated = useUnmigratedDatabase();
+
+/** Sessions on the database beside that of a command. */
+let session: postgres.Sql;
+beforeEach(() => {
+  session = postgres(unmigrated.url, { max: 2, onnotice: () => {} });
+});
+afterEach(() => session.end());
+
+/** Resolves as soon as a session on the database waits for a lock. */
+async function sessionThatWaits(): Promise<void> {
+  const waiting = await session`
+    select from pg_stat_activity
+    where datname = current_database() and wait_event_type = 'Lock'`;
+  return waiting.length > 0 ? undefined : sessionThatWaits();
+}
+
+/** Ends the session on the database that runs a statement like this, as soon as there is one. */
+async function cutSession(statement: string): Promise<void> {
+  const cut = await session`
+    select pg_terminate_backend(pid)
+    from pg_stat_activity
+    where datname = current_database() and state = 'active' and query ilike ${statement}
+      and pid <> pg_backend_pid()`;
+  return cut.length > 0 ? undefined : cutSession(statement);
+}
+
+const connectionLost = {
+  code: 1,
+  stdout: '',
+  stderr: expect.stringMatching(
+    /^The connection to the database was lost \([^\n]*\)\. Run this again once its server is back\.\n$/,
+  ),
+};
+
+describe('drizzle-kit migrate', () => {
+  test('has nothing to do on a migrated database', async () => {
+    expect(await run(unmigrated.url, 'drizzle-kit migrate')).toMatchObject({ code: 0 });
+    expect(await run(unmigrated.url, 'drizzle-kit migrate')).toMatchObject({ code: 0 });
+  });
+
+  test('prints what the database says of a migration that fails, and changes nothing', async () => {
+    await session`create materialized view fct_lead_conversions as select 1`;
+    const { code, stdout, stderr } = await run(unmigrated.url, 'drizzle-kit migrate');
+    expect(code).toBe(1);
+    expect(stdout + stderr).toContain('relation "fct_lead_conversions" already exists');
+    expect(await session`select tablename from pg_tables where schemaname = 'public'`).toEqual([]);
+  });
+});
+
+describe('the nightly job', () => {
+  test('gives the same rows whatever the time zone of the database', async () => {
+    await run(unmigrated.url, 'drizzle-kit migrate');
+    const rows = async () => [
+      await session`select * from fct_client_conversion_events order by user_id`,
+      await session`select * from fct_lead_conversions order by user_id, client_conversion_event_filter`,
+    ];
+    await run(unmigrated.url, 'npm run load', ['test/sample']);
+    await run(unmigrated.url, 'npm run refresh');
+    const before = await rows();
+    expect(before.map(({ length }) => length)).toEqual([13, 39]);
+
+    const [{ name } = { name: '' }] = await session<{ name: string }[]>`
+      select current_database() as name`;
+    await session`alter database ${session(name)} set timezone = 'Asia/Tokyo'`;
+    await session`truncate dim_branch, dim_user, fct_credit_pack_purchases, fct_membership_purchases`;
+    await run(unmigrated.url, 'npm run refresh');
+    await run(unmigrated.url, 'npm run load', ['test/sample']);
+    await run(unmigrated.url, 'npm run refresh');
+    expect(await rows()).toEqual(before);
+  });
+
+  test('ends, and leaves the views as they were, when its connection is cut', async () => {
+    await run(unmigrated.url, 'drizzle-kit migrate');
+    await session`insert into dim_user (user_id) values ('mia')`;
+    await session.begin(async (locked) => {
+      await locked`refresh materialized view concurrently fct_lead_conversions`;
+      const refresh = run(unmigrated.url, 'npm run refresh');
+      await cutSession('refresh materialized view%fct_lead_conversions%');
+      expect(await refresh).toEqual(connectionLost);
+    });
+    expect(await session`select from fct_client_conversion_events`).toHaveLength(0);
+    expect(await run(unmigrated.url, 'npm run refresh')).toMatchObject({ code: 0 });
+    expect(await session`select from fct_client_conversion_events`).toHaveLength(1);
+  });
+
+  test('waits for a refresh that is under way', async () => {
+    await run(unmigrated.url, 'drizzle-kit migrate');
+    await session`insert into dim_user (user_id) values ('mia')`;
+    let waiting: ReturnType<typeof run> | undefined;
+    await session.begin(async (first) => {
+      await first`refresh materialized view concurrently fct_client_conversion_events`;
+      waiting = run(unmigrated.url, 'npm run refresh');
+      await sessionThatWaits();
+      await first`refresh materialized view concurrently fct_lead_conversions`;
+    });
+    expect(await waiting).toMatchObject({
+      code: 0,
+      stdout: expect.stringMatching(/^(fct_\w+: [13] rows, 0 inserted, 0 deleted, \d+ ms\n){2}$/),
+    });
+  });
+
+  test('says that a database has not been migrated', async () => {
+    const says = (relation: string) => ({
+      code: 1,
+      stdout: '',
+      stderr: `The database has no ${relation}: it has not been migrated. Run "npx drizzle-kit migrate" first.\n`,
+    });
+    expect(await run(unmigrated.url, 'npm run refresh')).toEqual(
+      says('fct_client_conversion_events'),
+    );
+    expect(await run(unmigrated.url, 'npm run load', ['test/sample'])).toEqual(says('dim_branch'));
+  });
+});
+
+describe('npm run load', () => {
+  let folder: string;
+  beforeEach(async () => {
+    folder = await mkdtemp(join(tmpdir(), 'lead-conversions-load-'));
+    await run(unmigrated.url, 'drizzle-kit migrate');
+  });
+  afterEach(() => rm(folder, { recursive: true }));
+
+  test('tells what is wrong with a file, and leaves the tables as they were', async () => {
+    await writeFile(
+      join(folder, 'dim_branch.csv'),
+      'branch_id,name,email,city,country,timezone_id,created_at\nolympus,,,,,Mars/Olympus,\n',
+    );
+    await writeFile(join(folder, 'dim_user.csv'), 'user_id,branch_id,name,email,created_at\n');
+    expect(await run(unmigrated.url, 'npm run load', [folder])).toEqual({
+      code: 1,
+      stdout: '',
+      stderr: 'dim_branch.csv, line 2: time zone "Mars/Olympus" not recognized\n',
+    });
+    expect(await session`select from dim_branch`).toHaveLength(0);
+  });
+
+  test('ends, and leaves the tables as they were, when its connection is cut', async () => {
+    const file = await open(join(folder, 'dim_user.csv'), 'w');
+    await file.write('user_id,branch_id,name,email,created_at\n');
+    for (let chunk = 0; chunk < 100; chunk += 1) {
+      const row = (_: unknown, index: number) => `${chunk}-${index},,,,2024-02-01T15:00:00Z\n`;
+      await file.write(Array.from({ length: 5000 }, row).join(''));
+    }
+    await file.close();
+    const load = run(unmigrated.url, 'npm run load', [folder]);
+    await cutSession('copy%');
+    expect(await load).toEqual(connectionLost);
+    expect(await session`select from dim_user`).toHaveLength(0);
+  });
+});
+
+describe('DATABASE_URL', () => {
+  test.each([
+    ['npm run load', ['test/sample']],
+    ['npm run refresh', []],
+  ] as const)('that is not set: %s says what to set', async (command, args) => {
+    expect(await run('', command, args)).toEqual({
+      code: 1,
+      stdout: '',
+      stderr:
+        'DATABASE_URL is not set. Set it to postgres://USER:PASSWORD@HOST:PORT/DATABASE, or to pglite:PATH for the embedded database.\n',
+    });
+  });
+
+  test.each(['mysql://me:secret@localhost/gym', 'postgres://me:sec#ret@host/gym', 'secret'])(
+    'of another kind is refused, its password not repeated: %s',
+    async (url) => {
+      expect(await run(url, 'npm run refresh')).toEqual({
+        code: 1,
+        stdout: '',
+        stderr:
+          'DATABASE_URL is neither postgres://USER:PASSWORD@HOST:PORT/DATABASE, with special characters percent-encoded, nor pglite:PATH.\n',
+      });
+    },
+  );
+
+  test('of a server that is not there is answered with its address, not its password', async () => {
+    expect(await run('postgres://me:secret@127.0.0.1:1/gym', 'npm run refresh')).toEqual({
+      code: 1,
+      stdout: '',
+      stderr:
+        'The database cannot be reached: connect ECONNREFUSED 127.0.0.1:1. Check that its server is running and that DATABASE_URL names it.\n',
+    });
+  });
+
+  test('of a database that is not there is answered with its name', async () => {
+    const url = new URL(unmigrated.url);
+    url.pathname = '/no_such_gym';
+    expect(await run(url.href, 'npm run refresh')).toEqual({
+      code: 1,
+      stdout: '',
+      stderr:
+        'The database cannot be opened: database "no_such_gym" does not exist. Check DATABASE_URL.\n',
+    });
+  });
+
+  test('of an embedded database that is not there does not make one', async () => {
+    const folder = await mkdtemp(join(tmpdir(), 'lead-conversions-empty-'));
+    try {
+      expect(await run(`pglite:${folder}`, 'npm run refresh')).toEqual({
+        code: 1,
+        stdout: '',
+        stderr: `There is no database in ${folder}. Make one with "npx drizzle-kit migrate", which reads DATABASE_URL too.\n`,
+      });
+      expect(await readdir(folder)).toEqual([]);
+    } finally {
+      await rm(folder, { recursive: true });
+    }
+  });
+});
+
+describe('arguments', () => {
+  test('that are unknown are named', async () => {
+    const { code, stderr } = await run(unmigrated.url, 'npm run refresh', ['--jason']);
+    expect(code).toBe(1);
+    expect(stderr).toMatch(/^Unknown option '--jason'[^\n]*\n$/);
+  });
+
+  test.each([[[]], [['test/sample', 'test']]])('of load are one folder, not %j', async (args) => {
+    expect(await run(unmigrated.url, 'npm run load', args)).toEqual({
+      code: 1,
+      stdout: '',
+      stderr: 'Name the one folder to load: npm run load -- FOLDER\n',
+    });
+  });
+});

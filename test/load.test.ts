@@ -1,0 +1,318 @@
+import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { asc, sql } from 'drizzle-orm';
+import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { dimBranch, dimUser, fctMembershipPurchases } from '../schema/index.ts';
+import { type LoadProgress, loadFolder } from '../schema/load.ts';
+import { useDatabase } from './support/database.ts';
+
+const database = useDatabase();
+
+let folder: string;
+beforeEach(async () => {
+  folder = await mkdtemp(join(tmpdir(), 'lead-conversions-load-'));
+});
+afterEach(() => rm(folder, { recursive: true }));
+
+/** Loads files that hold these lines, and only these files. */
+async function load(
+  files: Record<string, string[] | Buffer>,
+  onProgress?: (progress: LoadProgress) => void,
+) {
+  await rm(folder, { recursive: true });
+  await mkdir(folder);
+  for (const [file, content] of Object.entries(files)) {
+    await writeFile(
+      join(folder, file),
+      Array.isArray(content) ? content.map((line) => `${line}\n`).join('') : content,
+    );
+  }
+  return database.transaction((transaction) => loadFolder(transaction, folder, onProgress));
+}
+
+const branches = 'branch_id,name,email,city,country,timezone_id,created_at';
+const users = 'user_id,branch_id,name,email,created_at';
+const memberships =
+  'user_id,branch_id,user_membership_id,membership_purchased_at,created_at,membership_purchase_details';
+
+const storedUsers = () => database.db.select().from(dimUser).orderBy(asc(dimUser.userId));
+
+describe('loading', () => {
+  test('stores each row, an empty field as NULL and a quoted empty one as empty', async () => {
+    expect(
+      await load({
+        'dim_branch.csv': [branches, 'dublin,Docklands,,"",Ireland,Europe/Dublin,2023-01-09'],
+        'dim_user.csv': [users, 'mia,dublin,"Mia, Member",mia@mail.example,2024-02-01T15:00:00Z'],
+        'fct_membership_purchases.csv': [
+          memberships,
+          'mia,dublin,1,2024-02-15T22:10:00Z,,"{""name"": ""Monthly""}"',
+        ],
+      }),
+    ).toEqual([
+      { file: 'dim_branch.csv', rows: 1, inserted: 1, updated: 0 },
+      { file: 'dim_user.csv', rows: 1, inserted: 1, updated: 0 },
+      { file: 'fct_membership_purchases.csv', rows: 1, inserted: 1, updated: 0 },
+    ]);
+    expect(await database.db.select().from(dimBranch)).toEqual([
+      {
+        branchId: 'dublin',
+        name: 'Docklands',
+        email: null,
+        city: '',
+        country: 'Ireland',
+        timezoneId: 'Europe/Dublin',
+        createdAt: new Date('2023-01-09T00:00:00Z'),
+      },
+    ]);
+    expect(await storedUsers()).toEqual([
+      {
+        userId: 'mia',
+        branchId: 'dublin',
+        name: 'Mia, Member',
+        email: 'mia@mail.example',
+        createdAt: new Date('2024-02-01T15:00:00Z'),
+      },
+    ]);
+    expect(await database.db.select().from(fctMembershipPurchases)).toEqual([
+      {
+        userId: 'mia',
+        branchId: 'dublin',
+        userMembershipId: '1',
+        membershipPurchasedAt: new Date('2024-02-15T22:10:00Z'),
+        createdAt: null,
+        membershipPurchaseDetails: { name: 'Monthly' },
+      },
+    ]);
+  });
+
+  test('goes by the names in the header, whatever their order', async () => {
+    await load({ 'dim_user.csv': ['email,created_at,name,user_id,branch_id', ',,Mia,mia,'] });
+    expect(await storedUsers()).toMatchObject([{ userId: 'mia', name: 'Mia', email: null }]);
+  });
+
+  test('takes a byte order mark, quoted names and Windows line ends', async () => {
+    await load({
+      'dim_user.csv': Buffer.from(
+        '\ufeff"user_id",branch_id,name,email,created_at\r\nmia,,Mia,,\r\nzoë,,Zoë,,\r\n',
+      ),
+    });
+    expect(await storedUsers()).toMatchObject([
+      { userId: 'mia', name: 'Mia' },
+      { userId: 'zoë', name: 'Zoë' },
+    ]);
+  });
+
+  test('loads a file with a header and no rows', async () => {
+    expect(await load({ 'dim_user.csv': [users] })).toEqual([
+      { file: 'dim_user.csv', rows: 0, inserted: 0, updated: 0 },
+    ]);
+  });
+
+  test('changes nothing the second time', async () => {
+    const files = {
+      'dim_branch.csv': [branches, 'dublin,,,,,Europe/Dublin,2023-01-09'],
+      'dim_user.csv': [users, 'mia,dublin,,,'],
+      'fct_membership_purchases.csv': [memberships, 'mia,,1,,,"{""name"": ""Monthly""}"'],
+    };
+    await load(files);
+    const versions = sql`select xmin::text, ctid::text from ${fctMembershipPurchases}`;
+    const before = await database.db.execute(versions);
+    expect(await load(files)).toMatchObject([
+      { rows: 1, inserted: 0, updated: 0 },
+      { rows: 1, inserted: 0, updated: 0 },
+      { rows: 1, inserted: 0, updated: 0 },
+    ]);
+    expect(await database.db.execute(versions)).toEqual(before);
+  });
+
+  test('replaces a row whose key is there with other values, also with NULL', async () => {
+    await load({ 'dim_user.csv': [users, 'mia,,Mia,mia@mail.example,', 'sam,,Sam,,'] });
+    expect(
+      await load({ 'dim_user.csv': [users, 'mia,,,mia@gym.example,', 'sam,,Sam,,', 'zoe,,,,'] }),
+    ).toEqual([{ file: 'dim_user.csv', rows: 3, inserted: 1, updated: 1 }]);
+    expect(await storedUsers()).toMatchObject([
+      { userId: 'mia', name: null, email: 'mia@gym.example' },
+      { userId: 'sam', name: 'Sam' },
+      { userId: 'zoe', name: null },
+    ]);
+  });
+
+  test('takes the same row twice in one file as one row', async () => {
+    expect(await load({ 'dim_user.csv': [users, 'mia,,Mia,,', 'mia,,Mia,,'] })).toEqual([
+      { file: 'dim_user.csv', rows: 2, inserted: 1, updated: 0 },
+    ]);
+  });
+
+  test('reads times without an offset as UTC, whatever the time zone of the session', async () => {
+    await database.db.execute(sql`set time zone 'Asia/Tokyo'`);
+    try {
+      await load({
+        'dim_user.csv': [
+          users,
+          'a,,,,2024-02-01 15:00:00',
+          'b,,,,2024-02-01',
+          'c,,,,2024-02-01T15:00:00+02:00',
+        ],
+      });
+    } finally {
+      await database.db.execute(sql`reset time zone`);
+    }
+    expect((await storedUsers()).map(({ createdAt }) => createdAt)).toEqual([
+      new Date('2024-02-01T15:00:00Z'),
+      new Date('2024-02-01T00:00:00Z'),
+      new Date('2024-02-01T13:00:00Z'),
+    ]);
+  });
+
+  test('tells how much of each file it has read', async () => {
+    const progress: LoadProgress[] = [];
+    await load({ 'dim_user.csv': [users, 'mia,,,,'] }, (event) => progress.push(event));
+    expect(progress).toEqual([{ file: 'dim_user.csv', readBytes: 48, totalBytes: 48 }]);
+  });
+});
+
+describe('bad input is refused, with its place', () => {
+  const badFiles: { what: string; files: Record<string, string[] | Buffer>; says: string }[] = [
+    {
+      what: 'an unknown time zone',
+      files: { 'dim_branch.csv': [branches, 'a,,,,,UTC,', 'b,,,,,Mars/Olympus,'] },
+      says: 'dim_branch.csv, line 3: time zone "Mars/Olympus" not recognized',
+    },
+    {
+      what: 'a POSIX time zone',
+      files: { 'dim_branch.csv': [branches, 'a,,,,,FOO+3,'] },
+      says: 'dim_branch.csv, line 2, column timezone_id: must be an IANA time zone name that Postgres knows, such as Europe/Dublin, not an abbreviation (CET) or an offset (FOO+3)',
+    },
+    {
+      what: 'a time that is no time',
+      files: { 'dim_user.csv': [users, 'a,,,,', 'b,,,,one fine day'] },
+      says: 'dim_user.csv, line 3, column created_at: invalid input syntax for type timestamp with time zone: "one fine day"',
+    },
+    {
+      what: 'a date that reads in two ways',
+      files: { 'dim_user.csv': [users, 'a,,,,03/04/2024'] },
+      says: 'dim_user.csv, line 2, column created_at: date/time field value out of range: "03/04/2024"',
+    },
+    {
+      what: 'a time without a local time',
+      files: { 'dim_user.csv': [users, 'a,,,,infinity'] },
+      says: 'dim_user.csv, line 2, column created_at: must lie in the years 1 to 9999 (UTC)',
+    },
+    {
+      what: 'broken JSON',
+      files: { 'fct_membership_purchases.csv': [memberships, 'known,,1,,,{name}'] },
+      says: 'fct_membership_purchases.csv, line 2, column membership_purchase_details: invalid input syntax for type json: Token "name" is invalid.',
+    },
+    {
+      what: 'JSON that is no object',
+      files: { 'fct_membership_purchases.csv': [memberships, 'known,,1,,,[]'] },
+      says: 'fct_membership_purchases.csv, line 2, column membership_purchase_details: must be a JSON object, or JSON null',
+    },
+    {
+      what: 'a row without its key',
+      files: { 'dim_user.csv': [users, ',,Nobody,,'] },
+      says: 'dim_user.csv, line 2, column user_id: must not be empty',
+    },
+    {
+      what: 'a purchase of an unknown user',
+      files: {
+        'fct_membership_purchases.csv': [
+          memberships,
+          'known,,1,,,"{""name"":\n""two lines""}"',
+          'ghost,,2,,,',
+        ],
+      },
+      says: 'fct_membership_purchases.csv, line 4, column user_id: dim_user has no user_id "ghost".',
+    },
+    {
+      what: 'a user of an unknown branch',
+      files: { 'dim_user.csv': [users, 'a,nowhere,,,'] },
+      says: 'dim_user.csv, line 2, column branch_id: dim_branch has no branch_id "nowhere".',
+    },
+    {
+      what: 'one key with two values',
+      files: { 'dim_user.csv': [users, 'a,,A,,', 'b,,"B\nB",,', 'a,,B,,'] },
+      says: 'dim_user.csv, line 5: user_id "a" stands in line 2 too, with other values.',
+    },
+    {
+      what: 'one key of two columns with two values',
+      files: { 'fct_membership_purchases.csv': [memberships, 'known,,1,,,', 'known,,1,,,{}'] },
+      says: 'fct_membership_purchases.csv, line 3: user_id "known", user_membership_id "1" stands in line 2 too, with other values.',
+    },
+    {
+      what: 'a row with too many fields',
+      files: { 'dim_user.csv': [users, 'a,,,,,'] },
+      says: 'dim_user.csv, line 2: extra data after last expected column',
+    },
+    {
+      what: 'a row with too few fields',
+      files: { 'dim_user.csv': [users, 'a,,'] },
+      says: 'dim_user.csv, line 2: missing data for column "email"',
+    },
+    {
+      what: 'a quote that is never closed',
+      files: { 'dim_user.csv': [users, 'a,,"A,,'] },
+      says: 'dim_user.csv, line 3: unterminated CSV quoted field',
+    },
+    {
+      what: 'a file that is not UTF-8',
+      files: { 'dim_user.csv': Buffer.from(`${users}\na,,Zo\u00eb,,\n`, 'latin1') },
+      says: 'dim_user.csv, line 2: invalid byte sequence for encoding "UTF8": 0xeb 0x2c 0x2c',
+    },
+    {
+      what: 'an unknown column',
+      files: { 'dim_user.csv': [`${users},shoe_size`, 'a,,,,,43'] },
+      says: 'dim_user.csv, line 1: unknown column "shoe_size". The header of a comma-separated dim_user.csv names user_id, branch_id, name, email, created_at, in any order.',
+    },
+    {
+      what: 'a missing column',
+      files: { 'dim_user.csv': ['user_id,branch_id,name,email', 'a,,,'] },
+      says: 'dim_user.csv, line 1: column created_at is missing. The header of a comma-separated dim_user.csv names user_id, branch_id, name, email, created_at, in any order.',
+    },
+    {
+      what: 'a column twice',
+      files: { 'dim_user.csv': [`${users},name`, 'a,,,,,'] },
+      says: 'dim_user.csv, line 1: column name stands twice. The header of a comma-separated dim_user.csv names user_id, branch_id, name, email, created_at, in any order.',
+    },
+    {
+      what: 'semicolons',
+      files: { 'dim_user.csv': ['user_id;branch_id', 'a;b'] },
+      says: 'dim_user.csv, line 1: unknown column "user_id;branch_id". The header of a comma-separated dim_user.csv names user_id, branch_id, name, email, created_at, in any order.',
+    },
+    {
+      what: 'an empty file',
+      files: { 'dim_user.csv': [] },
+      says: 'dim_user.csv, line 1: column user_id is missing. The header of a comma-separated dim_user.csv names user_id, branch_id, name, email, created_at, in any order.',
+    },
+    {
+      what: 'a file that is no text',
+      files: { 'dim_user.csv': Buffer.from([0x50, 0x4b, 0x03, 0x04, 0x00, 0xff]) },
+      says: 'dim_user.csv, line 1: unknown column "PK\\u0003\\u0004\\u0000\ufffd". The header of a comma-separated dim_user.csv names user_id, branch_id, name, email, created_at, in any order.',
+    },
+  ];
+
+  test.each(badFiles)('$what', async ({ files, says }) => {
+    await database.db.insert(dimUser).values({ userId: 'known' });
+    const before = await storedUsers();
+    await expect(load({ 'dim_branch.csv': [branches, 'new,,,,,,'], ...files })).rejects.toThrow(
+      new Error(says),
+    );
+    expect(await storedUsers()).toEqual(before);
+    expect(await database.db.$count(dimBranch)).toBe(0);
+    expect(await database.db.$count(fctMembershipPurchases)).toBe(0);
+  });
+
+  test('a folder without any of the files', async () => {
+    await expect(load({ 'users.csv': [users] })).rejects.toThrow(
+      `There is nothing to load in ${folder}: it has none of dim_branch.csv, dim_user.csv, fct_credit_pack_purchases.csv, fct_membership_purchases.csv.`,
+    );
+  });
+
+  test('a folder that is not there', async () => {
+    const missing = join(folder, 'missing');
+    await expect(
+      database.transaction((transaction) => loadFolder(transaction, missing)),
+    ).rejects.toThrow(`Cannot read the folder ${missing}: ENOENT: no such file or directory`);
+  });
+});

@@ -1,0 +1,109 @@
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { sql } from 'drizzle-orm';
+import type { PgMaterializedView } from 'drizzle-orm/pg-core';
+import { migrate } from 'drizzle-orm/pglite/migrator';
+import postgres from 'postgres';
+import { afterAll, afterEach, beforeAll, beforeEach, inject } from 'vitest';
+import {
+  dimBranch,
+  dimUser,
+  fctCreditPackPurchases,
+  fctMembershipPurchases,
+} from '../../schema/index.ts';
+import { type Database, openDatabase, openPglite } from '../../scripts/database.ts';
+import { databaseUrl } from './postgres_setup.ts';
+
+/**
+ * A migrated database for the tests of one file, its input tables empty before
+ * each test: an embedded one in memory, or one on the real server.
+ */
+export function useDatabase(): Database {
+  const database = {} as Database;
+  let dispose = async () => {};
+
+  beforeAll(async () => {
+    const template = inject('template');
+    if (template) {
+      const scratch = await createServerDatabase(template);
+      Object.assign(database, await openDatabase(scratch.url));
+      dispose = async () => {
+        await database.close();
+        await scratch.dispose();
+      };
+    } else {
+      embedded ??= openMigratedPglite();
+      Object.assign(database, await embedded);
+    }
+  });
+
+  beforeEach(async () => {
+    await database.db.execute(
+      sql`truncate ${dimBranch}, ${dimUser}, ${fctCreditPackPurchases}, ${fctMembershipPurchases}`,
+    );
+  });
+
+  afterAll(() => dispose());
+
+  return database;
+}
+
+/** Starting one takes seconds, so that the files of a worker share one. */
+let embedded: Promise<Database> | undefined;
+
+async function openMigratedPglite(): Promise<Database> {
+  const database = await openPglite();
+  await migrate(database.db, { migrationsFolder: 'schema/migrations' });
+  return database;
+}
+
+/** For each test a database that nothing has migrated yet, by its DATABASE_URL. */
+export function useUnmigratedDatabase(): { url: string } {
+  const database = { url: '' };
+  let dispose: () => Promise<void>;
+
+  beforeEach(async () => {
+    if (inject('serverUrl')) {
+      ({ url: database.url, dispose } = await createServerDatabase('template0'));
+    } else {
+      const folder = await mkdtemp(join(tmpdir(), 'lead-conversions-pglite-'));
+      database.url = `pglite:${join(folder, 'database')}`;
+      dispose = () => rm(folder, { recursive: true });
+    }
+  });
+
+  afterEach(() => dispose());
+
+  return database;
+}
+
+let created = 0;
+
+async function createServerDatabase(template: string) {
+  const serverUrl = inject('serverUrl') ?? '';
+  const client = postgres(serverUrl, { max: 1, onnotice: () => {} });
+  created += 1;
+  const name = `lead_conversions_test_${process.pid}_${created}`;
+  await client`create database ${client(name)} template ${client(template)}`;
+  return {
+    url: databaseUrl(serverUrl, name),
+    dispose: async () => {
+      await client`drop database ${client(name)} with (force)`;
+      await client.end();
+    },
+  };
+}
+
+/** A view's rows under their SQL names; local times in ISO 8601, as JSON has them. */
+export async function rowsOf(
+  { db }: Database,
+  view: PgMaterializedView,
+  ...order: string[]
+): Promise<unknown[]> {
+  const rows = await db
+    .select({ row: sql`to_json(report)` })
+    .from(sql`${view} as report`)
+    .orderBy(...order.map((column) => sql`${sql.identifier(column)}`));
+  return rows.map(({ row }) => row);
+}

