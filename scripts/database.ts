@@ -52,6 +52,7 @@ export async function openDatabase(url = process.env.DATABASE_URL): Promise<Data
     }
     return openPglite(folder);
   }
+  // Nor several hosts, which postgres.js takes: where none answers, it never gives up.
   if (!/^postgres(ql)?:\/\//.test(url) || !URL.canParse(url)) {
     throw new Error(
       'DATABASE_URL is neither postgres://USER:PASSWORD@HOST:PORT/DATABASE, with special characters percent-encoded, nor pglite:PATH.',

@@ -171,17 +171,19 @@ describe('DATABASE_URL', () => {
     });
   });
 
-  test.each(['mysql://me:secret@localhost/gym', 'postgres://me:sec#ret@host/gym', 'secret'])(
-    'of another kind is refused, its password not repeated: %s',
-    async (url) => {
-      expect(await run(url, 'npm run refresh')).toEqual({
-        code: 1,
-        stdout: '',
-        stderr:
-          'DATABASE_URL is neither postgres://USER:PASSWORD@HOST:PORT/DATABASE, with special characters percent-encoded, nor pglite:PATH.\n',
-      });
-    },
-  );
+  test.each([
+    'mysql://me:secret@localhost/gym',
+    'postgres://me:sec#ret@host/gym',
+    'postgres://me:secret@127.0.0.1:1,127.0.0.1:2/gym',
+    'secret',
+  ])('of another kind is refused, its password not repeated: %s', async (url) => {
+    expect(await run(url, 'npm run refresh')).toEqual({
+      code: 1,
+      stdout: '',
+      stderr:
+        'DATABASE_URL is neither postgres://USER:PASSWORD@HOST:PORT/DATABASE, with special characters percent-encoded, nor pglite:PATH.\n',
+    });
+  });
 
   test('of a server that is not there is answered with its address, not its password', async () => {
     expect(await run('postgres://me:secret@127.0.0.1:1/gym', 'npm run refresh')).toEqual({
