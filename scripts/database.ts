@@ -66,6 +66,8 @@ const dialect = new PgDialect();
 function openServer(url: string): Database {
   const client = postgres(url, {
     max: 1,
+    // No arrays are read or written here, and an error of that query is caught by nobody.
+    fetch_types: false,
     onnotice: () => {},
     connection: { application_name: 'lead-conversions' },
   });

@@ -108,6 +108,25 @@ describe('the nightly job', () => {
     });
   });
 
+  test.each([
+    ['npm run load', ['test/sample']],
+    ['npm run refresh', []],
+  ] as const)(
+    'ends with a sentence when the statement timeout strikes: %s',
+    async (command, args) => {
+      await run(unmigrated.url, 'drizzle-kit migrate');
+      const [{ name } = { name: '' }] = await session<{ name: string }[]>`
+      select current_database() as name`;
+      await session`alter database ${session(name)} set statement_timeout = '1ms'`;
+      expect(await run(unmigrated.url, command, args)).toEqual({
+        code: 1,
+        stdout: '',
+        stderr: 'canceling statement due to statement timeout\n',
+      });
+      expect(await session`select from dim_user`).toHaveLength(0);
+    },
+  );
+
   test('says that a database has not been migrated', async () => {
     const says = (relation: string) => ({
       code: 1,

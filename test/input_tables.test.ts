@@ -30,7 +30,7 @@ describe('a time zone', () => {
       insert into dim_branch (branch_id, timezone_id)
       select name, name
       from pg_timezone_names
-      where name <> all (${sql.param(others)}) and name !~ '^(posix|localtime)'`);
+      where name not in ${others} and name !~ '^(posix|localtime)'`);
     expect(await db.$count(dimBranch)).toBeGreaterThan(590 - others.length);
     for (const zone of others) {
       expect(await writeZone(zone)).toContain('dim_branch_timezone_id_check');
