@@ -173,6 +173,8 @@ describe('loading', () => {
 });
 
 describe('bad input is refused, with its place', () => {
+  const headerOfUsers =
+    'The header of a comma-separated dim_user.csv names user_id, branch_id, name, email, created_at, in any order.';
   const badFiles: { what: string; files: Record<string, string[] | Buffer>; says: string }[] = [
     {
       what: 'an unknown time zone',
@@ -263,32 +265,32 @@ describe('bad input is refused, with its place', () => {
     {
       what: 'an unknown column',
       files: { 'dim_user.csv': [`${users},shoe_size`, 'a,,,,,43'] },
-      says: 'dim_user.csv, line 1: unknown column "shoe_size". The header of a comma-separated dim_user.csv names user_id, branch_id, name, email, created_at, in any order.',
+      says: `dim_user.csv, line 1: unknown column "shoe_size". ${headerOfUsers}`,
     },
     {
       what: 'a missing column',
       files: { 'dim_user.csv': ['user_id,branch_id,name,email', 'a,,,'] },
-      says: 'dim_user.csv, line 1: column created_at is missing. The header of a comma-separated dim_user.csv names user_id, branch_id, name, email, created_at, in any order.',
+      says: `dim_user.csv, line 1: column created_at is missing. ${headerOfUsers}`,
     },
     {
       what: 'a column twice',
       files: { 'dim_user.csv': [`${users},name`, 'a,,,,,'] },
-      says: 'dim_user.csv, line 1: column name stands twice. The header of a comma-separated dim_user.csv names user_id, branch_id, name, email, created_at, in any order.',
+      says: `dim_user.csv, line 1: column name stands twice. ${headerOfUsers}`,
     },
     {
       what: 'semicolons',
       files: { 'dim_user.csv': ['user_id;branch_id', 'a;b'] },
-      says: 'dim_user.csv, line 1: unknown column "user_id;branch_id". The header of a comma-separated dim_user.csv names user_id, branch_id, name, email, created_at, in any order.',
+      says: `dim_user.csv, line 1: unknown column "user_id;branch_id". ${headerOfUsers}`,
     },
     {
       what: 'an empty file',
       files: { 'dim_user.csv': [] },
-      says: 'dim_user.csv, line 1: column user_id is missing. The header of a comma-separated dim_user.csv names user_id, branch_id, name, email, created_at, in any order.',
+      says: `dim_user.csv, line 1: column user_id is missing. ${headerOfUsers}`,
     },
     {
       what: 'a file that is no text',
       files: { 'dim_user.csv': Buffer.from([0x50, 0x4b, 0x03, 0x04, 0x00, 0xff]) },
-      says: 'dim_user.csv, line 1: unknown column "PK\\u0003\\u0004\\u0000\ufffd". The header of a comma-separated dim_user.csv names user_id, branch_id, name, email, created_at, in any order.',
+      says: `dim_user.csv, line 1: unknown column "PK\\u0003\\u0004\\u0000\ufffd". ${headerOfUsers}`,
     },
   ];
 
