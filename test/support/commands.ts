@@ -1,28 +1,40 @@
-import { execFile } from 'node:child_process';
-import { join } from 'node:path';
+import { type ChildProcess, execFile } from 'node:child_process';
+import { promisify } from 'node:util';
+import packageJson from '../../package.json' with { type: 'json' };
 
 const commands = {
-  'drizzle-kit migrate': ['drizzle-kit', 'migrate'],
-  'npm run load': ['tsx', 'scripts/load.ts'],
-  'npm run refresh': ['tsx', 'scripts/refresh.ts'],
-} satisfies Record<string, [string, string]>;
+  'drizzle-kit migrate': 'exec node_modules/.bin/drizzle-kit migrate',
+  'npm run load': packageJson.scripts.load,
+  'npm run refresh': packageJson.scripts.refresh,
+};
+
+export interface Result {
+  /** The exit code, or the name of the signal that ended the process. */
+  code: number | string;
+  stdout: string;
+  stderr: string;
+}
 
 /**
- * Runs a command to its end as a deploy or the nightly job does: in a process of
- * its own, which knows the database by DATABASE_URL alone.
+ * Starts a command as a deploy or the nightly job does: in a process of its own,
+ * which knows the database by DATABASE_URL alone, and in a shell as npm does.
  */
-export function run(
+export function start(
   url: string,
   command: keyof typeof commands,
   args: readonly string[] = [],
-): Promise<{ code: number | string; stdout: string; stderr: string }> {
-  const [program, ...first] = commands[command] as [string, string];
-  return new Promise((resolve) => {
-    execFile(
-      join('node_modules/.bin', program),
-      [...first, ...args],
-      { env: { ...process.env, DATABASE_URL: url } },
-      (error, stdout, stderr) => resolve({ code: error?.code ?? 0, stdout, stderr }),
-    );
+  env: Record<string, string> = {},
+): { process: ChildProcess; result: Promise<Result> } {
+  const running = promisify(execFile)('sh', ['-c', `${commands[command]} "$@"`, 'sh', ...args], {
+    env: { ...process.env, ...env, DATABASE_URL: url },
   });
+  const result = running.then(
+    ({ stdout, stderr }) => ({ code: 0, stdout, stderr }),
+    ({ signal, code, stdout, stderr }) => ({ code: signal ?? code, stdout, stderr }),
+  );
+  return { process: running.child, result };
 }
+
+/** Runs a command to its end. */
+export const run = (...command: Parameters<typeof start>): Promise<Result> =>
+  start(...command).result;

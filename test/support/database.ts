@@ -58,6 +58,20 @@ async function openMigratedPglite(): Promise<Database> {
   return database;
 }
 
+/** For each test a migrated database of its own on the real server, by its DATABASE_URL. */
+export function useServerDatabase(): { url: string } {
+  const database = { url: '' };
+  let dispose: () => Promise<void>;
+
+  beforeEach(async () => {
+    ({ url: database.url, dispose } = await createServerDatabase(inject('template') ?? ''));
+  });
+
+  afterEach(() => dispose());
+
+  return database;
+}
+
 /** For each test a database that nothing has migrated yet, by its DATABASE_URL. */
 export function useUnmigratedDatabase(): { url: string } {
   const database = { url: '' };

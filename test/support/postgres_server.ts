@@ -9,8 +9,12 @@ import { promisify } from 'node:util';
 export interface PostgresServer {
   /** The URL of one of its databases, as its superuser. */
   url(database: string): string;
-  /** Stops it and removes all of its files. */
-  stop(): Promise<void>;
+  /** Stops it: `smart` waits for all sessions to end, `fast` ends them, `immediate` is a crash. */
+  stop(mode: 'smart' | 'fast' | 'immediate'): Promise<void>;
+  /** Starts it again, on the same port. */
+  start(): Promise<void>;
+  /** Stops it, if it runs, and removes all of its files. */
+  remove(): Promise<void>;
 }
 
 /**
@@ -43,11 +47,24 @@ export async function startPostgres(): Promise<PostgresServer> {
   ]);
   const port = await freePort();
   const settings = `-p ${port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c fsync=off`;
-  await run('pg_ctl', ['start', '--wait', '-D', data, '-l', join(data, 'log'), '-o', settings]);
+  let isRunning = false;
+  const start = async () => {
+    await run('pg_ctl', ['start', '--wait', '-D', data, '-l', join(data, 'log'), '-o', settings]);
+    isRunning = true;
+  };
+  const stop: PostgresServer['stop'] = async (mode) => {
+    await run('pg_ctl', ['stop', '--wait', '-D', data, '--mode', mode]);
+    isRunning = false;
+  };
+  await start();
   return {
     url: (database) => `postgres://postgres@127.0.0.1:${port}/${database}`,
-    stop: async () => {
-      await run('pg_ctl', ['stop', '--wait', '-D', data, '--mode', 'fast']);
+    start,
+    stop,
+    remove: async () => {
+      if (isRunning) {
+        await stop('fast');
+      }
       await rm(home, { recursive: true });
     },
   };

@@ -6,7 +6,7 @@ import { startPostgres } from './postgres_server.ts';
 
 declare module 'vitest' {
   interface ProvidedContext {
-    /** A database on the real server, whose role may create more. Not set on PGlite. */
+    /** A database on the real server, for a superuser. Not set on PGlite. */
     serverUrl?: string;
     /** The name of a migrated, empty database there, to be copied. */
     template?: string;
@@ -14,8 +14,8 @@ declare module 'vitest' {
 }
 
 /**
- * Provides a PostgreSQL 16 to the tests: the one of TEST_DATABASE_URL, or one
- * started for them. The tests work in databases of their own, which are dropped.
+ * Provides a PostgreSQL 16 to the tests: the one of TEST_DATABASE_URL, which
+ * names a superuser, or one started for them. The tests work in databases of their own, which are dropped.
  */
 export default async function setup(project: TestProject): Promise<() => Promise<void>> {
   const server = process.env.TEST_DATABASE_URL ? undefined : await startPostgres();
@@ -25,7 +25,7 @@ export default async function setup(project: TestProject): Promise<() => Promise
   const teardown = async () => {
     await client`drop database if exists ${client(template)}`;
     await client.end();
-    await server?.stop();
+    await server?.remove();
   };
   try {
     const [version] =

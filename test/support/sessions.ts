@@ -1,0 +1,33 @@
+import type postgres from 'postgres';
+import { vi } from 'vitest';
+
+const patience = { timeout: 30_000, interval: 20 };
+
+/** Resolves as soon as so many sessions on the database wait for a lock. */
+export const sessionsThatWait = (observer: postgres.Sql, count = 1): Promise<unknown> =>
+  vi.waitUntil(async () => {
+    const waiting = await observer`
+      select from pg_stat_activity
+      where datname = current_database() and wait_event_type = 'Lock'`;
+    return waiting.length >= count;
+  }, patience);
+
+/** Resolves with the pid of a session that runs a statement like this, as soon as there is one. */
+export const sessionThatRuns = (observer: postgres.Sql, statement: string): Promise<number> =>
+  vi.waitUntil(async () => {
+    const [running] = await observer<{ pid: number }[]>`
+      select pid
+      from pg_stat_activity
+      where datname = current_database() and state = 'active' and query ilike ${statement}
+        and pid <> pg_backend_pid()`;
+    return running?.pid;
+  }, patience) as Promise<number>;
+
+/** Resolves once no session of a command is left on the database. */
+export const sessionsEnded = (observer: postgres.Sql): Promise<unknown> =>
+  vi.waitUntil(async () => {
+    const left = await observer`
+      select from pg_stat_activity
+      where datname = current_database() and application_name = 'lead-conversions'`;
+    return left.length === 0;
+  }, patience);
