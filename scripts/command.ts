@@ -1,5 +1,31 @@
 import { DrizzleQueryError } from 'drizzle-orm';
 
+/** Takes a terminal back to the start of its line, which is empty then. */
+export const renewLine = '\r\x1b[K';
+
+/** Tells a terminal every second what is being done, and for how long. A log is told nothing. */
+export function elapsedLine(stream: Pick<NodeJS.WriteStream, 'isTTY' | 'write'>) {
+  let timer: NodeJS.Timeout | undefined;
+  const end = () => {
+    if (timer) {
+      clearInterval(timer);
+      stream.write(renewLine);
+      timer = undefined;
+    }
+  };
+  const show = (doing: string) => {
+    end();
+    if (stream.isTTY) {
+      let seconds = 0;
+      timer = setInterval(() => {
+        seconds += 1;
+        stream.write(`${renewLine}${doing}, ${seconds} s`);
+      }, 1000);
+    }
+  };
+  return { show, end };
+}
+
 /** Runs a script's work. What goes wrong ends on stderr in a sentence, with exit code 1. */
 export async function run(work: () => Promise<void>): Promise<void> {
   try {
@@ -10,24 +36,59 @@ export async function run(work: () => Promise<void>): Promise<void> {
   }
 }
 
-function explain(error: unknown): string {
+/** What a driver, Node.js or Postgres has thrown. */
+type Reason = Error & Partial<Record<'code' | 'syscall' | 'detail' | 'hint', string>>;
+
+function reasonOf(error: unknown): Reason {
   // Drizzle puts what the database said behind the statement that failed.
   const reason = error instanceof DrizzleQueryError ? error.cause : error;
+  if (reason instanceof AggregateError) {
+    // A host of several addresses (localhost is ::1 and 127.0.0.1), none of which answers.
+    const messages = reason.errors.map(({ message }) => message);
+    return Object.assign(new Error(messages.join(', ')), { syscall: 'connect' });
+  }
+  return reason as Reason;
+}
+
+/** What went wrong and what to do, for people. */
+export function explain(error: unknown): string {
+  const reason = reasonOf(error);
   if (!(reason instanceof Error)) {
     return String(reason);
   }
-  const { code, syscall, detail, hint } = reason as Error & Partial<Record<string, string>>;
+  const { code, message, detail, hint } = reason;
   if (code === undefined && reason.constructor !== Error) {
     return String(reason.stack); // a TypeError and its like: a bug, not a mistake
   }
-  if (code === 'CONNECTION_CLOSED') {
-    return `The connection to the database was lost (${reason.message}). Run this again once its server is back.`;
+  if (isUnreachable(reason)) {
+    return `The database cannot be reached: ${message}. Check that its server is running and that DATABASE_URL names it.`;
   }
-  if (syscall === 'connect' || syscall === 'getaddrinfo' || code === 'CONNECT_TIMEOUT') {
-    return `The database cannot be reached: ${reason.message}. Check that its server is running and that DATABASE_URL names it.`;
+  if (isCut(reason)) {
+    return `The connection to the database was lost (${message}). Run this again once its server is back.`;
   }
   if (code === '3D000' || code?.startsWith('28')) {
-    return `The database cannot be opened: ${reason.message}. Check DATABASE_URL.`;
+    return `The database cannot be opened: ${message}. Check DATABASE_URL.`;
   }
-  return [reason.message, detail, hint].filter(Boolean).join('\n');
+  return [message, detail, hint].filter(Boolean).join('\n');
 }
+
+/**
+ * Whether the same work may succeed in a moment: the server or the way to it was
+ * interrupted, the server is full, or Postgres has ended the transaction in
+ * favour of another. https://www.postgresql.org/docs/16/errcodes-appendix.html
+ */
+export function isTransient(error: unknown): boolean {
+  const reason = reasonOf(error);
+  return (
+    (isUnreachable(reason) && reason.code !== 'ENOTFOUND') ||
+    isCut(reason) ||
+    /^(08...|40001|40P01|53300|57P0[123])$/.test(reason.code ?? '')
+  );
+}
+
+const isUnreachable = ({ syscall, code }: Reason) =>
+  syscall === 'connect' || syscall === 'getaddrinfo' || code === 'CONNECT_TIMEOUT';
+
+/** Whether a connection ended before its work did. */
+export const isCut = ({ code = '' }: Reason): boolean =>
+  ['CONNECTION_CLOSED', 'ECONNRESET', 'EPIPE', 'ETIMEDOUT'].includes(code);

@@ -8,8 +8,9 @@ import type { PgliteDatabase } from 'drizzle-orm/pglite';
 import { drizzle as drizzlePostgres } from 'drizzle-orm/postgres-js';
 import postgres from 'postgres';
 import type { LoadTransaction } from '../schema/load.ts';
+import { isCut } from './command.ts';
 
-/** One session on the database that a script works on. */
+/** The database that a script works on. */
 export interface Database {
   db: PgDatabase<PgQueryResultHKT>;
   /** Runs the work in one transaction, rolled back if it throws. */
@@ -65,7 +66,7 @@ const dialect = new PgDialect();
 
 function openServer(url: string): Database {
   const client = postgres(url, {
-    max: 1,
+    max: 2, // the second to cancel what the first is doing
     // No arrays are read or written here, and an error of that query is caught by nobody.
     fetch_types: false,
     onnotice: () => {},
@@ -90,9 +91,7 @@ function openServer(url: string): Database {
  */
 const unlessCut = <Result>(work: Promise<Result>): Promise<Result> =>
   work.catch((error) => {
-    const { code } = error.cause ?? error;
-    const isCut = ['CONNECTION_CLOSED', 'ECONNRESET', 'EPIPE', 'ETIMEDOUT'].includes(code);
-    return isCut ? new Promise<never>(() => {}) : Promise.reject(error);
+    return isCut(error.cause ?? error) ? new Promise<never>(() => {}) : Promise.reject(error);
   });
 
 function serverTransaction(session: postgres.TransactionSql): LoadTransaction {

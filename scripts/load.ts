@@ -1,6 +1,6 @@
 import { parseArgs } from 'node:util';
 import { type LoadProgress, loadFolder } from '../schema/load.ts';
-import { run } from './command.ts';
+import { renewLine, run } from './command.ts';
 import { withDatabase } from './database.ts';
 
 await run(async () => {
@@ -24,7 +24,7 @@ await run(async () => {
 /** Tells how far a load is: in a terminal on one line that renews itself, in a log every 5 s. */
 function progressLine(stream: NodeJS.WriteStream) {
   const everyMs = stream.isTTY ? 100 : 5000;
-  const [start, end] = stream.isTTY ? ['\r\x1b[K', ''] : ['', '\n'];
+  const [start, end] = stream.isTTY ? [renewLine, ''] : ['', '\n'];
   let shownAt = performance.now();
   let shown = false;
   return {

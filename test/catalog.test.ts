@@ -102,6 +102,21 @@ test('fct_lead_conversions has the columns of figure 1.4.2', async () => {
   ]);
 });
 
+test('view_refreshes has the columns that tell how fresh the views are', async () => {
+  expect(await columns('view_refreshes')).toEqual([
+    'view character varying not null',
+    'started_at timestamp with time zone not null',
+    'finished_at timestamp with time zone not null',
+    'mode character varying not null',
+    'rows bigint not null',
+    'inserted bigint not null',
+    'deleted bigint not null',
+    'duration_ms bigint not null',
+    'package_version character varying not null',
+    'fingerprint numeric not null',
+  ]);
+});
+
 test('the two reports are populated materialized views', async () => {
   const views = await database.db
     .select({ name: sql`matviewname`, populated: sql`ispopulated` })
@@ -130,6 +145,7 @@ test('indexes are these', async () => {
     'CREATE UNIQUE INDEX fct_lead_conversions_user_id_client_conversion_event_filter_key ON fct_lead_conversions (user_id, client_conversion_event_filter)',
     'CREATE INDEX fct_membership_purchases_first ON fct_membership_purchases (user_id, membership_purchased_at, user_membership_id)',
     'CREATE UNIQUE INDEX fct_membership_purchases_user_id_user_membership_id_pk ON fct_membership_purchases (user_id, user_membership_id)',
+    'CREATE UNIQUE INDEX view_refreshes_view_started_at_pk ON view_refreshes (view, started_at)',
   ]);
 });
 
@@ -144,7 +160,7 @@ test('every table, view, column and check has a comment, a relation’s on what 
       comment: sql<string>`obj_description(oid, 'pg_class')`,
     })
     .from(sql`(${relations}) as relations`);
-  expect(described).toHaveLength(6);
+  expect(described).toHaveLength(7);
   for (const { comment } of described) {
     expect(comment).toMatch(/^One row per /);
   }

@@ -5,6 +5,7 @@ import postgres from 'postgres';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { run } from './support/commands.ts';
 import { useUnmigratedDatabase } from './support/database.ts';
+import { sessionThatRuns } from './support/sessions.ts';
 
 const unmigrated = useUnmigratedDatabase();
 
@@ -14,32 +15,6 @@ beforeEach(() => {
   session = postgres(unmigrated.url, { max: 2, onnotice: () => {} });
 });
 afterEach(() => session.end());
-
-/** Resolves as soon as a session on the database waits for a lock. */
-async function sessionThatWaits(): Promise<void> {
-  const waiting = await session`
-    select from pg_stat_activity
-    where datname = current_database() and wait_event_type = 'Lock'`;
-  return waiting.length > 0 ? undefined : sessionThatWaits();
-}
-
-/** Ends the session on the database that runs a statement like this, as soon as there is one. */
-async function cutSession(statement: string): Promise<void> {
-  const cut = await session`
-    select pg_terminate_backend(pid)
-    from pg_stat_activity
-    where datname = current_database() and state = 'active' and query ilike ${statement}
-      and pid <> pg_backend_pid()`;
-  return cut.length > 0 ? undefined : cutSession(statement);
-}
-
-const connectionLost = {
-  code: 1,
-  stdout: '',
-  stderr: expect.stringMatching(
-    /^The connection to the database was lost \([^\n]*\)\. Run this again once its server is back\.\n$/,
-  ),
-};
 
 describe('drizzle-kit migrate', () => {
   test('has nothing to do on a migrated database', async () => {
@@ -77,55 +52,6 @@ describe('the nightly job', () => {
     await run(unmigrated.url, 'npm run refresh');
     expect(await rows()).toEqual(before);
   });
-
-  test('ends, and leaves the views as they were, when its connection is cut', async () => {
-    await run(unmigrated.url, 'drizzle-kit migrate');
-    await session`insert into dim_user (user_id) values ('mia')`;
-    await session.begin(async (locked) => {
-      await locked`refresh materialized view concurrently fct_lead_conversions`;
-      const refresh = run(unmigrated.url, 'npm run refresh');
-      await cutSession('refresh materialized view%fct_lead_conversions%');
-      expect(await refresh).toEqual(connectionLost);
-    });
-    expect(await session`select from fct_client_conversion_events`).toHaveLength(0);
-    expect(await run(unmigrated.url, 'npm run refresh')).toMatchObject({ code: 0 });
-    expect(await session`select from fct_client_conversion_events`).toHaveLength(1);
-  });
-
-  test('waits for a refresh that is under way', async () => {
-    await run(unmigrated.url, 'drizzle-kit migrate');
-    await session`insert into dim_user (user_id) values ('mia')`;
-    let waiting: ReturnType<typeof run> | undefined;
-    await session.begin(async (first) => {
-      await first`refresh materialized view concurrently fct_client_conversion_events`;
-      waiting = run(unmigrated.url, 'npm run refresh');
-      await sessionThatWaits();
-      await first`refresh materialized view concurrently fct_lead_conversions`;
-    });
-    expect(await waiting).toMatchObject({
-      code: 0,
-      stdout: expect.stringMatching(/^(fct_\w+: [13] rows, 0 inserted, 0 deleted, \d+ ms\n){2}$/),
-    });
-  });
-
-  test.each([
-    ['npm run load', ['test/sample']],
-    ['npm run refresh', []],
-  ] as const)(
-    'ends with a sentence when the statement timeout strikes: %s',
-    async (command, args) => {
-      await run(unmigrated.url, 'drizzle-kit migrate');
-      const [{ name } = { name: '' }] = await session<{ name: string }[]>`
-      select current_database() as name`;
-      await session`alter database ${session(name)} set statement_timeout = '1ms'`;
-      expect(await run(unmigrated.url, command, args)).toEqual({
-        code: 1,
-        stdout: '',
-        stderr: 'canceling statement due to statement timeout\n',
-      });
-      expect(await session`select from dim_user`).toHaveLength(0);
-    },
-  );
 
   test('says that a database has not been migrated', async () => {
     const says = (relation: string) => ({
@@ -171,8 +97,26 @@ describe('npm run load', () => {
     }
     await file.close();
     const load = run(unmigrated.url, 'npm run load', [folder]);
-    await cutSession('copy%');
-    expect(await load).toEqual(connectionLost);
+    await session`select pg_terminate_backend(${await sessionThatRuns(session, 'copy%')})`;
+    expect(await load).toEqual({
+      code: 1,
+      stdout: '',
+      stderr: expect.stringMatching(
+        /^The connection to the database was lost \([^\n]*\)\. Run this again once its server is back\.\n$/,
+      ),
+    });
+    expect(await session`select from dim_user`).toHaveLength(0);
+  });
+
+  test('ends with a sentence when the statement timeout of the server strikes', async () => {
+    const [{ name } = { name: '' }] = await session<{ name: string }[]>`
+      select current_database() as name`;
+    await session`alter database ${session(name)} set statement_timeout = '1ms'`;
+    expect(await run(unmigrated.url, 'npm run load', ['test/sample'])).toEqual({
+      code: 1,
+      stdout: '',
+      stderr: 'canceling statement due to statement timeout\n',
+    });
     expect(await session`select from dim_user`).toHaveLength(0);
   });
 });
@@ -205,7 +149,8 @@ describe('DATABASE_URL', () => {
   });
 
   test('of a server that is not there is answered with its address, not its password', async () => {
-    expect(await run('postgres://me:secret@127.0.0.1:1/gym', 'npm run refresh')).toEqual({
+    const url = 'postgres://me:secret@127.0.0.1:1/gym';
+    expect(await run(url, 'npm run refresh', ['--retries', '0'])).toEqual({
       code: 1,
       stdout: '',
       stderr:

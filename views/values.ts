@@ -9,3 +9,11 @@ export type ConversionEventType = (typeof conversionEventTypes)[number];
 /** What a report user can count as a conversion. */
 export const conversionEventFilters = ['MEMBERSHIP', 'USER_CREDIT', 'ALL'] as const;
 export type ConversionEventFilter = (typeof conversionEventFilters)[number];
+
+/**
+ * How a refresh brought a view up to date: with REFRESH … CONCURRENTLY, which
+ * changes the rows that differ; with a plain REFRESH, because the view was not
+ * populated; or not at all, because nothing that it reads had changed.
+ */
+export const refreshModes = ['concurrently', 'populate', 'unchanged'] as const;
+export type RefreshMode = (typeof refreshModes)[number];

@@ -31,3 +31,13 @@ export const sessionsEnded = (observer: postgres.Sql): Promise<unknown> =>
       where datname = current_database() and application_name = 'lead-conversions'`;
     return left.length === 0;
   }, patience);
+
+/** What readers see: users of the first view, rows of the second, rows of the history. */
+export async function seenBy(reader: postgres.Sql): Promise<unknown> {
+  const [counts] = await reader`
+    select
+      (select count(*)::int from fct_client_conversion_events) as users,
+      (select count(*)::int from fct_lead_conversions) as rows,
+      (select count(*)::int from view_refreshes) as refreshes`;
+  return counts;
+}

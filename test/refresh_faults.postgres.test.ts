@@ -1,0 +1,228 @@
+import { type AddressInfo, connect, createServer, type Socket } from 'node:net';
+import postgres from 'postgres';
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test, vi } from 'vitest';
+import { type Result, run, start } from './support/commands.ts';
+import { useServerDatabase } from './support/database.ts';
+import { type PostgresServer, startPostgres } from './support/postgres_server.ts';
+import { seenBy, sessionsEnded, sessionsThatWait, sessionThatRuns } from './support/sessions.ts';
+
+/** Enough users for a refresh to be met at work. */
+const users = 50_000;
+
+/** What a transaction that was not ended would leave behind. */
+const leftovers = (session: postgres.Sql) => session`
+  select locktype as name, mode
+  from pg_locks
+  inner join pg_stat_activity using (pid)
+  where datname = current_database()
+    and backend_type = 'client backend'
+    and pid <> pg_backend_pid()
+  union all
+  select relname, 'temporary'
+  from pg_class
+  where relpersistence = 't'`;
+
+describe('when the process', () => {
+  const database = useServerDatabase();
+  let session: postgres.Sql;
+  beforeEach(async () => {
+    session = postgres(database.url, { max: 2, onnotice: () => {} });
+    await session`insert into dim_user (user_id) values ('mia')`;
+    await run(database.url, 'npm run refresh');
+  });
+  afterEach(() => session.end());
+
+  const before = { users: 1, rows: 3, refreshes: 2 };
+
+  test('is killed, nothing of it is left, and the next refresh succeeds', async () => {
+    await session`insert into dim_user (user_id) select generate_series(1, ${users - 1}::int)`;
+    const { process, result } = start(database.url, 'npm run refresh');
+    await sessionThatRuns(session, 'refresh materialized view%');
+    process.kill('SIGKILL');
+    expect(await result).toMatchObject({ code: 'SIGKILL' });
+    await sessionsEnded(session);
+    expect(await leftovers(session)).toEqual([]);
+    expect(await seenBy(session)).toEqual(before);
+    expect(await run(database.url, 'npm run refresh')).toMatchObject({ code: 0 });
+    expect(await seenBy(session)).toEqual({ users, rows: 3 * users, refreshes: 4 });
+  });
+
+  test('hangs, its transaction is ended, and the next refresh succeeds', async () => {
+    await session`insert into dim_user (user_id) values ('zoe')`;
+    let hung: ReturnType<typeof start> | undefined;
+    await session.begin(async (locked) => {
+      await locked`refresh materialized view concurrently fct_lead_conversions`;
+      hung = start(database.url, 'npm run refresh');
+      await sessionsThatWait(session);
+      hung.process.kill('SIGSTOP');
+    });
+    await sessionsEnded(session);
+    expect(await seenBy(session)).toEqual(before);
+    expect(await run(database.url, 'npm run refresh')).toMatchObject({ code: 0 });
+    expect(await seenBy(session)).toEqual({ users: 2, rows: 6, refreshes: 4 });
+    hung?.process.kill('SIGKILL');
+    await hung?.result;
+  });
+
+  test('loses its connection, it waits for the end of what it has left on the server', async () => {
+    await session`insert into dim_user (user_id) values ('zoe')`;
+    const network = await openNetwork(database.url);
+    let refresh: Promise<Result> | undefined;
+    await session.begin(async (locked) => {
+      await locked`refresh materialized view concurrently fct_lead_conversions`;
+      const { process, result } = start(network.url, 'npm run refresh', [
+        ...['--json', '--lock-timeout', '1min'],
+      ]);
+      refresh = result;
+      let said = '';
+      process.stderr?.on('data', (text) => {
+        said += text;
+      });
+      await sessionsThatWait(session);
+      const pid = await sessionThatRuns(session, 'refresh materialized view%');
+      network.cut();
+      await vi.waitUntil(() => said.includes('Skipped: a refresh is already running'), 30_000);
+      network.tellServer();
+      await vi.waitUntil(
+        async () => (await session`select from pg_stat_activity where pid = ${pid}`).length === 0,
+        30_000,
+      );
+    });
+    const { code, stdout } = (await refresh) as Result;
+    expect(code).toBe(0);
+    const { retries } = JSON.parse(stdout);
+    expect(retries[0]).toMatch(/^The connection to the database was lost /);
+    expect(retries[1]).toMatch(/^Skipped: a refresh is already running \(pid /);
+    expect(await seenBy(session)).toEqual({ users: 2, rows: 6, refreshes: 4 });
+    await network.close();
+  });
+});
+
+/** A way to a server that can be cut at the client's end, the server none the wiser. */
+async function openNetwork(url: string) {
+  const { hostname: host, port } = new URL(url);
+  const clients: Socket[] = [];
+  const servers: Socket[] = [];
+  const proxy = createServer((client) => {
+    const server = connect({ host, port: Number(port) });
+    clients.push(client.on('data', (bytes) => server.write(bytes)).on('error', () => {}));
+    servers.push(server.on('data', (bytes) => client.write(bytes)).on('error', () => {}));
+  });
+  await new Promise<void>((resolve) => proxy.listen(0, '127.0.0.1', resolve));
+  const proxied = new URL(url);
+  proxied.host = `127.0.0.1:${(proxy.address() as AddressInfo).port}`;
+  const destroy = (sockets: Socket[]) => {
+    for (const socket of sockets) {
+      socket.destroy();
+    }
+  };
+  return {
+    url: proxied.href,
+    cut: () => destroy(clients),
+    tellServer: () => destroy(servers.splice(0)),
+    close: async () => {
+      destroy([...clients, ...servers]);
+      await new Promise((resolve) => proxy.close(resolve));
+    },
+  };
+}
+
+describe('when the server', () => {
+  let server: PostgresServer;
+  let url: string;
+  let session: postgres.Sql;
+  beforeAll(async () => {
+    server = await startPostgres();
+    url = server.url('postgres');
+    session = postgres(url, { max: 2, onnotice: () => {} });
+    await run(url, 'drizzle-kit migrate');
+  });
+  afterAll(async () => {
+    await session.end();
+    await server.remove();
+  });
+  beforeEach(async () => {
+    await session`truncate dim_user, view_refreshes cascade`;
+    await session`insert into dim_user (user_id) values ('mia')`;
+    await session`refresh materialized view fct_client_conversion_events`;
+    await session`refresh materialized view fct_lead_conversions`;
+  });
+
+  test('crashes, the views are as they were, and the next refresh succeeds', async () => {
+    await session`insert into dim_user (user_id) select generate_series(1, ${users - 1}::int)`;
+    const refresh = run(url, 'npm run refresh', ['--retries', '0']);
+    await sessionThatRuns(session, 'refresh materialized view%');
+    await server.stop('immediate');
+    expect(await refresh).toMatchObject({
+      code: 1,
+      stdout: '',
+      stderr: expect.stringMatching(/^The connection to the database was lost /),
+    });
+    await server.start();
+    expect(await leftovers(session)).toEqual([]);
+    expect(await seenBy(session)).toEqual({ users: 1, rows: 3, refreshes: 0 });
+    expect(await run(url, 'npm run refresh')).toMatchObject({ code: 0 });
+    expect(await seenBy(session)).toEqual({ users, rows: 3 * users, refreshes: 2 });
+  });
+
+  test('comes up in time, the refresh has waited for it, and says so', async () => {
+    await session`insert into dim_user (user_id) values ('zoe')`;
+    await server.stop('fast');
+    const { process, result } = start(url, 'npm run refresh', ['--json']);
+    await new Promise((resolve) => process.stderr?.once('data', resolve));
+    await server.start();
+    const { code, stdout, stderr } = await result;
+    expect(code).toBe(0);
+    const { outcome, retries } = JSON.parse(stdout);
+    expect(outcome).toBe('refreshed');
+    expect(retries.length).toBeGreaterThan(0);
+    expect(retries[0]).toMatch(/^The database cannot be reached: connect ECONNREFUSED /);
+    expect(stderr).toContain(`${retries[0]}\nTrying again in 1 s (1 of 5).\n`);
+    expect(await seenBy(session)).toEqual({ users: 2, rows: 6, refreshes: 2 });
+  });
+
+  test('is shutting down, the refresh waits for it to come up again', async () => {
+    const stopped = server.stop('smart'); // waits for the session that is open here
+    await vi.waitUntil(async () => {
+      const probe = postgres(url, { max: 1 });
+      const refused = await probe`select`.then(
+        () => false,
+        ({ code }) => code === '57P03',
+      );
+      await probe.end();
+      return refused;
+    });
+    const { process, result } = start(url, 'npm run refresh', ['--json']);
+    await new Promise((resolve) => process.stderr?.once('data', resolve));
+    await session.end();
+    await stopped;
+    await server.start();
+    session = postgres(url, { max: 2, onnotice: () => {} });
+    const { code, stdout } = await result;
+    expect(code).toBe(0);
+    expect(JSON.parse(stdout).retries[0]).toBe('the database system is shutting down');
+  });
+
+  test('stays down, the refresh gives up', async () => {
+    await server.stop('fast');
+    const { code, stdout, stderr } = await run(url, 'npm run refresh', [
+      '--json',
+      '--retries',
+      '2',
+    ]);
+    const unreachable = expect.stringMatching(
+      /^The database cannot be reached: connect ECONNREFUSED /,
+    );
+    expect(code).toBe(1);
+    expect(JSON.parse(stdout)).toEqual({
+      outcome: 'failed',
+      reason: unreachable,
+      views: [],
+      warnings: [],
+      durationMs: expect.any(Number),
+      retries: [unreachable, unreachable],
+    });
+    expect(stderr).toContain('Trying again in 2 s (2 of 2).\n');
+    await server.start();
+  });
+});
