@@ -117,6 +117,19 @@ test('view_refreshes has the columns that tell how fresh the views are', async (
   ]);
 });
 
+test('lead_conversions_reader may read the two reports and their history', async () => {
+  const grants = await database.db
+    .select({ grant: sql`concat_ws(' ', relname, privilege_type)` })
+    .from(sql`pg_class cross join aclexplode(relacl)`)
+    .where(sql`grantee = 'lead_conversions_reader'::regrole`)
+    .orderBy(sql`relname`);
+  expect(grants.map(({ grant }) => grant)).toEqual([
+    'fct_client_conversion_events SELECT',
+    'fct_lead_conversions SELECT',
+    'view_refreshes SELECT',
+  ]);
+});
+
 test('the two reports are populated materialized views', async () => {
   const views = await database.db
     .select({ name: sql`matviewname`, populated: sql`ispopulated` })

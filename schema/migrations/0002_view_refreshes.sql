@@ -1,5 +1,5 @@
 -- The history of the refreshes, from which everybody can tell how fresh the
--- views are.
+-- views are, and the role that report users are given to read them.
 CREATE TABLE "view_refreshes" (
 	"view" varchar NOT NULL,
 	"started_at" timestamp with time zone NOT NULL,
@@ -24,4 +24,25 @@ COMMENT ON COLUMN "view_refreshes"."inserted" IS 'Rows that the refresh inserted
 COMMENT ON COLUMN "view_refreshes"."deleted" IS 'Rows that the refresh deleted.';--> statement-breakpoint
 COMMENT ON COLUMN "view_refreshes"."duration_ms" IS 'How long the refresh of this view took, in milliseconds.';--> statement-breakpoint
 COMMENT ON COLUMN "view_refreshes"."package_version" IS 'Version of lead-conversions that refreshed the view.';--> statement-breakpoint
-COMMENT ON COLUMN "view_refreshes"."fingerprint" IS 'Sum of the ids of the transactions that wrote the rows of the view (xmin). Tells the next refresh whether anybody has changed the view since.';
+COMMENT ON COLUMN "view_refreshes"."fingerprint" IS 'Sum of the ids of the transactions that wrote the rows of the view (xmin). Tells the next refresh whether anybody has changed the view since.';--> statement-breakpoint
+-- Roles belong to the whole server, so that another database may have made this
+-- one before, or be making it at this moment.
+DO $$
+BEGIN
+	IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'lead_conversions_reader') THEN
+		IF NOT (SELECT rolsuper OR rolcreaterole FROM pg_roles WHERE rolname = current_user) THEN
+			RAISE EXCEPTION 'The role lead_conversions_reader is not there, and the role % may not create roles. Have an administrator run "create role lead_conversions_reader", then migrate again.', current_user
+				USING ERRCODE = 'insufficient_privilege';
+		END IF;
+		CREATE ROLE "lead_conversions_reader" NOLOGIN;
+		COMMENT ON ROLE "lead_conversions_reader" IS 'Members may read the reports of lead-conversions, and nothing else of it: fct_client_conversion_events, fct_lead_conversions and view_refreshes.';
+	END IF;
+EXCEPTION
+	WHEN duplicate_object OR unique_violation THEN
+		IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'lead_conversions_reader') THEN
+			RAISE;
+		END IF;
+END
+$$;--> statement-breakpoint
+GRANT USAGE ON SCHEMA "public" TO "lead_conversions_reader";--> statement-breakpoint
+GRANT SELECT ON "fct_client_conversion_events", "fct_lead_conversions", "view_refreshes" TO "lead_conversions_reader";

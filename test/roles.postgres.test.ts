@@ -1,0 +1,153 @@
+import { getTableName } from 'drizzle-orm';
+import type { PgTable } from 'drizzle-orm/pg-core';
+import postgres from 'postgres';
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import * as schema from '../schema/index.ts';
+import { type Result, run } from './support/commands.ts';
+import { type PostgresServer, startPostgres } from './support/postgres_server.ts';
+import { sessionsThatWait } from './support/sessions.ts';
+
+/** A server of its own, because roles belong to a whole server. */
+let server: PostgresServer;
+let admin: postgres.Sql;
+beforeAll(async () => {
+  server = await startPostgres();
+  admin = postgres(server.url('postgres'), { max: 2, onnotice: () => {} });
+});
+afterAll(async () => {
+  await admin.end();
+  await server.remove();
+});
+
+/** The URL of the database, as one of its roles. */
+function urlAs(role: string): string {
+  const url = new URL(server.url('gym'));
+  url.username = role;
+  return url.href;
+}
+
+beforeEach(async () => {
+  await admin`create role owner login`;
+  await admin`create database gym owner owner`;
+});
+afterEach(async () => {
+  await admin`drop database gym with (force)`;
+  await admin`drop role owner`;
+  await admin`drop role if exists lead_conversions_reader`;
+});
+
+describe('the migrations', () => {
+  test('make the role for readers, if the owner may create roles', async () => {
+    await admin`alter role owner createrole`;
+    expect(await run(urlAs('owner'), 'drizzle-kit migrate')).toMatchObject({ code: 0 });
+    expect(
+      await admin`
+        select rolcanlogin, rolsuper, shobj_description(oid, 'pg_authid') as comment
+        from pg_roles
+        where rolname = 'lead_conversions_reader'`,
+    ).toEqual([
+      {
+        rolcanlogin: false,
+        rolsuper: false,
+        comment: expect.stringMatching(/^Members may read the reports of lead-conversions/),
+      },
+    ]);
+  });
+
+  test('say what to do if the role is not there and the owner may not create roles', async () => {
+    const { code, stdout, stderr } = await run(urlAs('owner'), 'drizzle-kit migrate');
+    expect(code).toBe(1);
+    expect(stdout + stderr).toContain(
+      'The role lead_conversions_reader is not there, and the role owner may not create roles. Have an administrator run "create role lead_conversions_reader", then migrate again.',
+    );
+    await admin`create role lead_conversions_reader`;
+    expect(await run(urlAs('owner'), 'drizzle-kit migrate')).toMatchObject({ code: 0 });
+  });
+
+  test('take a role that another database makes at the same moment', async () => {
+    await admin`alter role owner createrole`;
+    let migrate: Promise<Result> | undefined;
+    const gym = postgres(server.url('gym'), { max: 1 });
+    await admin.begin(async (other) => {
+      await other`create role lead_conversions_reader`;
+      migrate = run(urlAs('owner'), 'drizzle-kit migrate');
+      await sessionsThatWait(gym);
+    });
+    expect(await migrate).toMatchObject({ code: 0 });
+    await gym.end();
+  });
+});
+
+describe('a member of lead_conversions_reader', () => {
+  const tables = Object.values(schema as Record<string, PgTable>).map((table) =>
+    getTableName(table),
+  );
+  const readable = ['fct_client_conversion_events', 'fct_lead_conversions', 'view_refreshes'];
+  let member: postgres.Sql;
+  beforeEach(async () => {
+    await admin`alter role owner createrole`;
+    await run(urlAs('owner'), 'drizzle-kit migrate');
+    await run(urlAs('owner'), 'npm run load', ['test/sample']);
+    await run(urlAs('owner'), 'npm run refresh');
+    await admin`create role analyst login in role lead_conversions_reader`;
+    member = postgres(urlAs('analyst'), { max: 1 });
+  });
+  afterEach(async () => {
+    await member.end();
+    await admin`drop role analyst`;
+  });
+
+  const refused = (statement: string) =>
+    expect(member.unsafe(statement), statement).rejects.toMatchObject({
+      code: expect.stringMatching(/^42501$/),
+    });
+
+  test('reads both views and their history', async () => {
+    expect(await member`select user_id from fct_client_conversion_events`).toHaveLength(13);
+    expect(await member`select user_id from fct_lead_conversions`).toHaveLength(39);
+    expect(await member`select view from view_refreshes`).toHaveLength(2);
+  });
+
+  test('is refused on every input table', async () => {
+    expect(tables).toHaveLength(4);
+    for (const table of tables) {
+      await refused(`select count(*) from ${table}`);
+    }
+  });
+
+  test('is refused every write, and REFRESH', async () => {
+    for (const table of [...tables, 'view_refreshes']) {
+      await refused(`insert into ${table} default values`);
+      await refused(`delete from ${table}`);
+      await refused(`truncate ${table} cascade`);
+    }
+    await refused(`update view_refreshes set rows = 0`);
+    await refused('drop table view_refreshes');
+    await refused('create table notes (note text)');
+    for (const view of ['fct_client_conversion_events', 'fct_lead_conversions']) {
+      await refused(`refresh materialized view ${view}`);
+      await refused(`refresh materialized view concurrently ${view}`);
+      await refused(`drop materialized view ${view} cascade`);
+    }
+    expect(await run(urlAs('analyst'), 'npm run refresh')).toMatchObject({
+      code: 1,
+      stderr: expect.stringMatching(
+        /^The role analyst may not refresh fct_client_conversion_events: its owner is owner\. /,
+      ),
+    });
+  });
+
+  test('has no privilege on anything else', async () => {
+    const granted = await member`
+      select relname, privilege
+      from pg_class
+      cross join unnest(array[
+        'select', 'insert', 'update', 'delete', 'truncate', 'references', 'trigger'
+      ]) as privilege
+      where relnamespace in ('public'::regnamespace, 'drizzle'::regnamespace)
+        and relkind in ('r', 'v', 'm', 'p', 'f')
+        and has_table_privilege(oid, privilege)
+      order by relname`;
+    expect(granted).toEqual(readable.map((relname) => ({ relname, privilege: 'select' })));
+  });
+});
