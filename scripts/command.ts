@@ -26,8 +26,13 @@ export function elapsedLine(stream: Pick<NodeJS.WriteStream, 'isTTY' | 'write'>)
   return { show, end };
 }
 
-/** Runs a script's work. What goes wrong ends on stderr in a sentence, with exit code 1. */
+/**
+ * Runs a script's work. What goes wrong ends on stderr in a sentence, with exit
+ * code 1. That nobody reads its output any more is not something that goes wrong.
+ */
 export async function run(work: () => Promise<void>): Promise<void> {
+  process.stdout.on('error', () => {});
+  process.stderr.on('error', () => {});
   try {
     await work();
   } catch (error) {

@@ -7,7 +7,7 @@ import {
   refreshViews,
   type ViewRefresh,
 } from '../views/index.ts';
-import { elapsedLine, explain, isTransient } from './command.ts';
+import { elapsedLine, explain, isTransient, run } from './command.ts';
 import { withDatabase } from './database.ts';
 
 /** By option. */
@@ -72,16 +72,18 @@ const overdue = new Promise<never>((_, reject) => {
   cancellation.signal.addEventListener('abort', () => setTimeout(reject, graceMs, error));
 });
 
-if (process.argv.includes('--help')) {
-  console.log(usage);
-} else {
+await run(async () => {
+  if (process.argv.includes('--help')) {
+    console.log(usage);
+    return;
+  }
   const report = await Promise.race([refresh(), overdue]).catch(failure);
   print({ ...report, durationMs: Math.round(performance.now() - started), retries });
   if (cancelledBy) {
     process.exit(128 + constants.signals[cancelledBy]);
   }
   process.exitCode = exitCodes[report.outcome];
-}
+});
 
 /** Throws what ended the last attempt, unless that one has a report. */
 async function refresh(): Promise<Result> {

@@ -64,6 +64,15 @@ describe('when the process', () => {
     await hung?.result;
   });
 
+  test('has nobody who reads its output any more, it refreshes and exits with 0', async () => {
+    await session`insert into dim_user (user_id) values ('zoe')`;
+    const { process, result } = start(database.url, 'npm run refresh');
+    process.stdout?.destroy();
+    process.stderr?.destroy();
+    expect(await result).toMatchObject({ code: 0 });
+    expect(await seenBy(session)).toEqual({ users: 2, rows: 6, refreshes: 4 });
+  });
+
   test('loses its connection, it waits for the end of what it has left on the server', async () => {
     await session`insert into dim_user (user_id) values ('zoe')`;
     const network = await openNetwork(database.url);
@@ -191,7 +200,7 @@ describe('when the server', () => {
       );
       await probe.end();
       return refused;
-    });
+    }, 30_000);
     const { process, result } = start(url, 'npm run refresh', ['--json']);
     await new Promise((resolve) => process.stderr?.once('data', resolve));
     await session.end();

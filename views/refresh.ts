@@ -28,7 +28,10 @@ export interface RefreshOptions {
   statementTimeout?: string;
   /** Memory for each sort and hash table of a refresh; what needs more goes to disk. */
   workMem?: string;
-  /** Cancels the refresh, if `db` has a second connection to cancel it on. */
+  /**
+   * Cancels the refresh, which then changes nothing. The statement that runs is
+   * cancelled on a second connection of `db`; without one, it first comes to its end.
+   */
   signal?: AbortSignal;
   /** Told when a step on a view begins. */
   onStep?: (step: RefreshStep) => void;
