@@ -1,10 +1,10 @@
 import { fileURLToPath } from 'node:url';
-import Table from 'cli-table3';
 import { migrate } from 'drizzle-orm/pglite/migrator';
 import { loadFolder } from '../schema/load.ts';
 import { refreshViews } from '../views/index.ts';
 import { run } from './command.ts';
 import { openPglite } from './database.ts';
+import { tableOf } from './table.ts';
 
 const inProject = (path: string) => fileURLToPath(new URL(`../${path}`, import.meta.url));
 
@@ -83,25 +83,9 @@ await run(async () => {
   for (const [question, query] of Object.entries(questions)) {
     const { fields, rows } = await db.execute(query);
     console.log(`\n${question}\n${query}\n`);
-    console.log(
-      tableOf(
-        fields.map(({ name }) => name),
-        rows,
-      ),
-    );
+    const columns = fields.map(({ name }) => name);
+    const cells = rows.map((row) => columns.map((column) => row[column] as string | null));
+    console.log(tableOf(columns, cells));
   }
   await database.close();
 });
-
-function tableOf(columns: string[], rows: Record<string, unknown>[]): string {
-  const outline = ['top', 'bottom', 'left', 'right'].flatMap((side) =>
-    ['', '-left', '-mid', '-right'].map((part) => [`${side}${part}`, '']),
-  );
-  const table = new Table({
-    head: columns,
-    chars: Object.fromEntries(outline),
-    style: { head: [], border: [], compact: true },
-  });
-  table.push(...rows.map((row) => columns.map((column) => row[column] as string | null)));
-  return table.toString();
-}

@@ -1,9 +1,9 @@
 import { type AddressInfo, connect, createServer, type Socket } from 'node:net';
 import postgres from 'postgres';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test, vi } from 'vitest';
+import { type PostgresServer, startPostgres } from '../scripts/postgres_server.ts';
 import { type Result, run, start } from './support/commands.ts';
 import { useServerDatabase } from './support/database.ts';
-import { type PostgresServer, startPostgres } from './support/postgres_server.ts';
 import { seenBy, sessionsEnded, sessionsThatWait, sessionThatRuns } from './support/sessions.ts';
 
 /** Enough users for a refresh to be met at work. */

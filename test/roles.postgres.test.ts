@@ -3,8 +3,8 @@ import type { PgTable } from 'drizzle-orm/pg-core';
 import postgres from 'postgres';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import * as schema from '../schema/index.ts';
+import { type PostgresServer, startPostgres } from '../scripts/postgres_server.ts';
 import { type Result, run } from './support/commands.ts';
-import { type PostgresServer, startPostgres } from './support/postgres_server.ts';
 import { sessionsThatWait } from './support/sessions.ts';
 
 /** A server of its own, because roles belong to a whole server. */

@@ -4,6 +4,7 @@ import packageJson from '../../package.json' with { type: 'json' };
 
 const commands = {
   'drizzle-kit migrate': 'exec node_modules/.bin/drizzle-kit migrate',
+  'npm run benchmark': packageJson.scripts.benchmark,
   'npm run load': packageJson.scripts.load,
   'npm run refresh': packageJson.scripts.refresh,
 };

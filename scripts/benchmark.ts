@@ -1,0 +1,216 @@
+import { writeFile } from 'node:fs/promises';
+import { constants } from 'node:os';
+import { parseArgs } from 'node:util';
+import postgres from 'postgres';
+import { refreshDefaults } from '../views/index.ts';
+import { type Measurements, measure, type Refresh, steps } from './benchmark/measure.ts';
+import { elapsedLine, run } from './command.ts';
+import { startPostgres } from './postgres_server.ts';
+import { tableOf } from './table.ts';
+
+const usage = `npm run benchmark -- [OPTION …]
+
+Measures the refresh of both views against the obvious form of the same views and
+against the least that it can cost, and what readers pay.
+
+  --users NUMBER               how many users; may be given several times (100000)
+  --purchases-per-user NUMBER  on average (5)
+  --rounds NUMBER              how often to measure, for medians (3)
+  --work-mem SIZE              memory for each sort and hash table of our refresh (${refreshDefaults.workMem})
+  --json FILE                  writes all figures there too
+  --help                       prints this
+
+Runs on a PostgreSQL 16 that it starts itself, or on the server that
+BENCHMARK_DATABASE_URL names, in databases that it creates there and drops again.`;
+
+let stoppedBy: 'SIGINT' | 'SIGTERM' | undefined;
+const stopped = new Promise<never>((_, reject) => {
+  for (const name of ['SIGINT', 'SIGTERM'] as const) {
+    process.on(name, () => {
+      stoppedBy ??= name;
+      reject(new Error(`Stopped by ${name}.`));
+    });
+  }
+});
+stopped.catch(() => {}); // where nothing waits for it yet
+
+const seconds = (value: number) => `${(value / 1000).toFixed(2)} s`;
+const milliseconds = (value: number) => `${value.toFixed(1)} ms`;
+const secondsOf = ({ events, conversions, both }: Refresh) =>
+  `${(events / 1000).toFixed(2)} + ${(conversions / 1000).toFixed(2)} = ${seconds(both)}`;
+const ratio = (one: number, other: number) => (one / other).toFixed(2);
+const megabytes = (bytes: number | null) =>
+  bytes === null ? 'not known' : `${Math.round(bytes / 2 ** 20)} MB`;
+
+await run(async () => {
+  const { values } = parseArgs({
+    options: {
+      users: { type: 'string', multiple: true, default: ['100000'] },
+      'purchases-per-user': { type: 'string', default: '5' },
+      rounds: { type: 'string', default: '3' },
+      'work-mem': { type: 'string', default: refreshDefaults.workMem },
+      json: { type: 'string' },
+      help: { type: 'boolean' },
+    },
+  });
+  if (values.help) {
+    console.log(usage);
+    return;
+  }
+  const sizes = values.users
+    .map((users) => ({
+      users: numberOf('users', users, 1000),
+      purchasesPerUser: numberOf('purchases-per-user', values['purchases-per-user'], 1),
+    }))
+    .toSorted((one, other) => one.users - other.users);
+  const rounds = numberOf('rounds', values.rounds, 1);
+  if (values.json) {
+    await writeFile(values.json, '', { flag: 'a' }); // fails now rather than at the end
+  }
+  const server = process.env.BENCHMARK_DATABASE_URL ? undefined : await startPostgres();
+  const serverUrl = process.env.BENCHMARK_DATABASE_URL ?? server?.url('postgres') ?? '';
+  const progress = elapsedLine(process.stderr);
+  const results: Measurements[] = [];
+  try {
+    const facts = await withClient(serverUrl, factsOf);
+    console.log(
+      `PostgreSQL ${facts.version}, shared_buffers ${facts.sharedBuffers}; work_mem ${values['work-mem']} for ours, ${facts.workMem} for the reference; medians of ${rounds}\n`,
+    );
+    for (const size of sizes) {
+      const result = await inDatabase(serverUrl, (url) =>
+        measure(url, size, {
+          rounds,
+          workMem: values['work-mem'],
+          onProgress: (doing) => {
+            const line = `${size.users.toLocaleString('en')} users: ${doing}`;
+            progress.show(line);
+            if (!process.stderr.isTTY) {
+              console.error(line);
+            }
+          },
+        }),
+      ).finally(progress.end);
+      print(result, results.at(-1));
+      results.push(result);
+    }
+    for (const [view, plan] of Object.entries(results.at(-1)?.plans ?? {})) {
+      console.log(`Plan of ${view}\n\n${plan}\n`);
+    }
+    if (values.json) {
+      await writeFile(values.json, `${JSON.stringify({ ...facts, rounds, results }, null, 2)}\n`);
+    }
+  } finally {
+    await server?.remove();
+  }
+});
+if (stoppedBy) {
+  process.exit(128 + constants.signals[stoppedBy]);
+}
+
+function numberOf(option: string, text: string, least: number): number {
+  const number = Number(text);
+  if (!Number.isSafeInteger(number) || number < least) {
+    throw new Error(`--${option} is a whole number from ${least} on, not ${JSON.stringify(text)}.`);
+  }
+  return number;
+}
+
+async function withClient<Result>(
+  url: string,
+  work: (client: postgres.Sql) => Promise<Result>,
+): Promise<Result> {
+  const client = postgres(url, { max: 1, fetch_types: false, onnotice: () => {} });
+  try {
+    return await work(client);
+  } finally {
+    await client.end();
+  }
+}
+
+async function factsOf(client: postgres.Sql) {
+  const [facts] = await client`
+    select
+      current_setting('server_version') as version,
+      current_setting('shared_buffers') as "sharedBuffers",
+      current_setting('work_mem') as "workMem"`;
+  return facts as unknown as { version: string; sharedBuffers: string; workMem: string };
+}
+
+/** Does work in a new database on the server, and drops it, also when stopped by a signal. */
+function inDatabase<Result>(
+  serverUrl: string,
+  work: (url: string) => Promise<Result>,
+): Promise<Result> {
+  return withClient(serverUrl, async (client) => {
+    const name = `lead_conversions_benchmark_${process.pid}`;
+    await client`create database ${client(name)} template template0`;
+    try {
+      const url = new URL(serverUrl);
+      url.pathname = `/${name}`;
+      return await Promise.race([work(url.href), stopped]);
+    } finally {
+      await client`drop database ${client(name)} with (force)`;
+    }
+  });
+}
+
+function print(result: Measurements, previous: Measurements | undefined): void {
+  const { users, purchasesPerUser, ours, reference, floor, peaks, readers } = result;
+  const growth = (of: (result: Measurements) => number) =>
+    previous ? [`${(of(result) / of(previous)).toFixed(1)}×`] : [];
+  const growthColumn = previous
+    ? [`ours grew (users ${(users / previous.users).toFixed(1)}×)`]
+    : [];
+  console.log(
+    `${users.toLocaleString('en')} users, ${(users * purchasesPerUser).toLocaleString('en')} purchases\n`,
+  );
+  console.log(
+    tableOf(
+      ['refresh, first view + second', 'ours', 'reference', 'ours/reference', ...growthColumn],
+      steps.map((step) => [
+        step,
+        secondsOf(ours[step]),
+        secondsOf(reference[step]),
+        ratio(ours[step].both, reference[step].both),
+        ...growth((result) => result.ours[step].both),
+      ]),
+    ),
+  );
+  console.log(
+    `\nThe floor of the first view is ${seconds(floor)}: its first populate is ${(ours['first populate'].events / floor).toFixed(2)} of it.`,
+    `\nVacuum and analysis after ${steps[2]}: ${seconds(result.vacuum)}.\n`,
+  );
+  console.log(
+    tableOf(
+      ['our refresh', 'memory', 'temporary files'],
+      steps.map((step) => [
+        step,
+        megabytes(peaks[step].memory),
+        megabytes(peaks[step].temporaryFiles),
+      ]),
+    ),
+  );
+  console.log();
+  console.log(
+    tableOf(
+      ['reader', 'on the views', 'on the input tables', 'ratio', ...growthColumn],
+      [
+        [
+          'report of a branch under one filter',
+          milliseconds(readers.branchReport),
+          milliseconds(readers.branchReportOnInputTables),
+          `1/${Math.round(readers.branchReportOnInputTables / readers.branchReport)}`,
+          ...growth((result) => result.readers.branchReport),
+        ],
+        [
+          'rows of one user',
+          milliseconds(readers.userRows),
+          '',
+          '',
+          ...growth((result) => result.readers.userRows),
+        ],
+      ],
+    ),
+  );
+  console.log();
+}

@@ -1,0 +1,315 @@
+import { readFile } from 'node:fs/promises';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { getTableName, getViewName } from 'drizzle-orm';
+import { drizzle } from 'drizzle-orm/postgres-js';
+import { migrate } from 'drizzle-orm/postgres-js/migrator';
+import postgres from 'postgres';
+import {
+  dimBranch,
+  dimUser,
+  fctCreditPackPurchases,
+  fctMembershipPurchases,
+} from '../../schema/index.ts';
+import { fctClientConversionEvents, fctLeadConversions, refreshViews } from '../../views/index.ts';
+import { openDatabase } from '../database.ts';
+import { branches, branchId, buy, generate, type Size, userId } from './data.ts';
+import { conversionsOnInputTables, createReference } from './reference.ts';
+
+const events = getViewName(fctClientConversionEvents);
+const conversions = getViewName(fctLeadConversions);
+export const steps = ['first populate', 'nothing changed', '1 % bought'] as const;
+export type Step = (typeof steps)[number];
+
+/** Milliseconds of a refresh of both views. */
+export interface Refresh {
+  events: number;
+  conversions: number;
+  both: number;
+}
+
+/** The most that the server processes of a refresh used at once, in bytes. */
+export interface Peak {
+  /** Memory of their own. Null where only the server could tell. */
+  memory: number | null;
+  /** Sorts and hash tables on disk. Null where the role may not look. */
+  temporaryFiles: number | null;
+}
+
+/** What one size has cost, in milliseconds: medians over the rounds. */
+export interface Measurements extends Size {
+  ours: Record<Step, Refresh>;
+  reference: Record<Step, Refresh>;
+  /** Vacuum and analysis of both views after a refresh, once 1 % have bought something. */
+  vacuum: number;
+  /** Writing the rows of the first view, its unique index, and reading each input once. */
+  floor: number;
+  peaks: Record<Step, Peak>;
+  readers: { branchReport: number; branchReportOnInputTables: number; userRows: number };
+  plans: Record<string, string>;
+}
+
+/** Says what is being done, which takes until the next call. */
+export type OnProgress = (doing: string) => void;
+
+/**
+ * Measures a size in an empty database, which is left with the data.
+ *
+ * Throws an Error that shows the rows if the views and their reference differ.
+ */
+export async function measure(
+  url: string,
+  size: Size,
+  { rounds, workMem, onProgress }: { rounds: number; workMem: string; onProgress: OnProgress },
+): Promise<Measurements> {
+  const client = postgres(url, { max: 1, onnotice: () => {}, fetch_types: false });
+  const database = await openDatabase(url);
+  try {
+    onProgress('migrate and generate');
+    await migrate(drizzle(client), { migrationsFolder: 'schema/migrations' });
+    await createReference(client);
+    await generate(client, size);
+
+    const samples: Record<'ours' | 'reference', Record<Step, Refresh[]>> = {
+      ours: emptySteps(),
+      reference: emptySteps(),
+    };
+    const peaks: Record<Step, Peak[]> = emptySteps();
+    const vacuums: number[] = [];
+    const floors: number[] = [];
+    for (let round = 0; round < rounds; round += 1) {
+      for (const step of steps) {
+        if (step === '1 % bought') {
+          await buy(client, size, round);
+        }
+        const forms = {
+          ours: async () => {
+            if (step === 'first populate') {
+              await unpopulate(client, 'public');
+            }
+            const { result: report, peak } = await sampled(url, () =>
+              refreshViews(database.db, { workMem }),
+            );
+            const [first, second] = report.views.map(({ durationMs }) => durationMs);
+            const refresh = refreshOf(first, second);
+            samples.ours[step].push(refresh);
+            peaks[step].push(peak);
+            if (step === '1 % bought') {
+              vacuums.push(report.durationMs - refresh.both);
+            }
+          },
+          reference: async () => {
+            if (step === 'first populate') {
+              await unpopulate(client, 'reference');
+            }
+            const how = step === 'first populate' ? '' : 'concurrently';
+            const refresh = (view: string) =>
+              timed(() => client.unsafe(`refresh materialized view ${how} reference.${view}`));
+            samples.reference[step].push(
+              refreshOf(await refresh(events), await refresh(conversions)),
+            );
+          },
+        };
+        // By turns, so that neither always finds what the other has left in memory.
+        const order = ['ours', 'reference'] as const;
+        for (const form of round % 2 === 0 ? order : order.toReversed()) {
+          onProgress(`round ${round + 1} of ${rounds}, ${step}, ${form}`);
+          await forms[form]();
+        }
+      }
+      onProgress(`round ${round + 1} of ${rounds}, floor`);
+      floors.push(await measureFloor(client));
+    }
+    onProgress('compare the rows');
+    await compare(client, events, ['user_id']);
+    await compare(client, conversions, ['user_id', 'client_conversion_event_filter']);
+    onProgress('readers');
+    return {
+      ...size,
+      ours: mediansOf(samples.ours),
+      reference: mediansOf(samples.reference),
+      vacuum: median(vacuums),
+      floor: median(floors),
+      peaks: mapSteps((step) => highest(peaks[step])),
+      readers: await measureReaders(client, size),
+      plans: {
+        [events]: await planOf(client, events, workMem),
+        [conversions]: await planOf(client, conversions, workMem),
+      },
+    };
+  } finally {
+    await database.close();
+    await client.end();
+  }
+}
+
+const mapSteps = <Value>(of: (step: Step) => Value) =>
+  Object.fromEntries(steps.map((step) => [step, of(step)])) as Record<Step, Value>;
+
+const emptySteps = <Value>() => mapSteps((): Value[] => []);
+
+const refreshOf = (first = Number.NaN, second = Number.NaN): Refresh => ({
+  events: first,
+  conversions: second,
+  both: first + second,
+});
+
+const mediansOf = (samples: Record<Step, Refresh[]>) =>
+  mapSteps((step) => ({
+    events: median(samples[step].map((refresh) => refresh.events)),
+    conversions: median(samples[step].map((refresh) => refresh.conversions)),
+    both: median(samples[step].map((refresh) => refresh.both)),
+  }));
+
+/** The lower one of the two in the middle, where there are two. */
+const median = (values: number[]): number =>
+  values.toSorted((one, other) => one - other)[(values.length - 1) >> 1] ?? Number.NaN;
+
+const highest = (peaks: Peak[]): Peak => ({
+  memory: maximum(peaks.map(({ memory }) => memory)),
+  temporaryFiles: maximum(peaks.map(({ temporaryFiles }) => temporaryFiles)),
+});
+
+const maximum = (values: (number | null)[]) =>
+  values.some((value) => value === null) ? null : Math.max(...(values as number[]));
+
+async function timed(work: () => PromiseLike<unknown>): Promise<number> {
+  const started = performance.now();
+  await work();
+  return performance.now() - started;
+}
+
+async function unpopulate(client: postgres.Sql, schema: string): Promise<void> {
+  await client.unsafe(`
+    refresh materialized view ${schema}.${conversions} with no data;
+    refresh materialized view ${schema}.${events} with no data`);
+}
+
+async function measureFloor(client: postgres.Sql): Promise<number> {
+  const time = await timed(() =>
+    client.unsafe(`
+      create table reference.floor as table ${events};
+      create unique index on reference.floor (user_id);
+      select count(created_at) from ${getTableName(dimUser)};
+      select count(timezone_id) from ${getTableName(dimBranch)};
+      select count(membership_purchase_details) from ${getTableName(fctMembershipPurchases)};
+      select count(credit_pack_purchase_details) from ${getTableName(fctCreditPackPurchases)}`),
+  );
+  await client`drop table reference.floor`;
+  return time;
+}
+
+/** Throws an Error that shows a row which only one form of a view has. */
+export async function compare(client: postgres.Sql, view: string, key: string[]): Promise<void> {
+  const [difference] = await client.unsafe<{ ours: string | null; reference: string | null }[]>(`
+    select to_jsonb(ours)::text as ours, to_jsonb(reference)::text as reference
+    from public.${view} as ours
+    full join reference.${view} as reference using (${key})
+    where ours is null or reference is null or not ours operator(pg_catalog.*=) reference
+    limit 1`);
+  if (difference) {
+    throw new Error(
+      `${view} differs from its reference.\nours:      ${difference.ours}\nreference: ${difference.reference}`,
+    );
+  }
+}
+
+/** How many of a branch's users of 2024 became clients, month by month, if anything counts. */
+const branchReport = (from: string, branch: number) => `
+  select
+    date_trunc('month', local_user_created_at) as month,
+    client_conversion_event_source as source,
+    count(*) as users,
+    count(*) filter (where lead_status = 'CLIENT') as clients
+  from ${from} as conversions
+  where branch_id = ${branchId(`${branch}`)}
+    and client_conversion_event_filter = 'ALL'
+    and local_user_created_at >= '2024-01-01'
+    and local_user_created_at < '2025-01-01'
+  group by month, source
+  order by month, source`;
+
+async function measureReaders(client: postgres.Sql, { users }: Size) {
+  const medianOf = async (count: number, query: (number: number) => string) => {
+    const times: number[] = [];
+    for (let number = 0; number < count; number += 1) {
+      times.push(await timed(() => client.unsafe(query(number))));
+    }
+    return median(times);
+  };
+  return {
+    branchReport: await medianOf(51, (number) =>
+      branchReport(conversions, (number * 37) % branches),
+    ),
+    branchReportOnInputTables: await medianOf(3, (number) =>
+      branchReport(conversionsOnInputTables, (number * 37) % branches),
+    ),
+    userRows: await medianOf(
+      51,
+      (number) => `
+        select * from ${conversions}
+        where user_id = ${userId(`${Math.floor((users / 51) * number)}`)}
+        order by client_conversion_event_filter`,
+    ),
+  };
+}
+
+/** The plan of a view as a refresh makes it. */
+async function planOf(client: postgres.Sql, view: string, workMem: string): Promise<string> {
+  const [{ definition } = { definition: '' }] = await client<
+    { definition: string }[]
+  >`select pg_get_viewdef(${view}::regclass) as definition`;
+  const plan = await client.begin(async (transaction) => {
+    await transaction`select set_config('work_mem', ${workMem}, true)`;
+    return transaction.unsafe(`explain (costs off) ${definition}`);
+  });
+  return plan.map((line) => line['QUERY PLAN']).join('\n');
+}
+
+/** Does work, and looks ten times a second at what the server uses for it. */
+async function sampled<Result>(
+  url: string,
+  work: () => Promise<Result>,
+): Promise<{ result: Result; peak: Peak }> {
+  const client = postgres(url, { max: 1, fetch_types: false });
+  const peaks: Peak[] = [{ memory: 0, temporaryFiles: 0 }];
+  let isDone = false;
+  const sampling = async () => {
+    while (!isDone) {
+      peaks.push(await usage(client));
+      await sleep(100);
+    }
+  };
+  const sampler = sampling();
+  try {
+    return { result: await work(), peak: highest(peaks) };
+  } finally {
+    isDone = true;
+    await sampler.finally(() => client.end());
+  }
+}
+
+async function usage(client: postgres.Sql): Promise<Peak> {
+  const processes = await client<{ pid: number }[]>`
+    select pid from pg_stat_activity
+    where datname = current_database() and state = 'active' and pid <> pg_backend_pid()`;
+  const memory = await Promise.all(processes.map(({ pid }) => memoryOf(client.options.host, pid)));
+  // Asking for the privilege first: an error would end up in the server's log ten times a second.
+  const [{ temporaryFiles } = { temporaryFiles: null }] = await client<
+    { temporaryFiles: number | null }[]
+  >`
+    select case when pg_has_role(current_user, 'pg_monitor', 'usage')
+      then (select coalesce(sum(size), 0)::float8 from pg_ls_tmpdir()) end as "temporaryFiles"`;
+  return {
+    memory: memory.includes(null) ? null : memory.reduce((sum: number, of) => sum + (of ?? 0), 0),
+    temporaryFiles,
+  };
+}
+
+/** Memory that a server process on this machine shares with no other. https://man7.org/linux/man-pages/man5/proc.5.html */
+async function memoryOf([host]: string[], pid: number): Promise<number | null> {
+  if (process.platform !== 'linux' || !['127.0.0.1', '::1', 'localhost'].includes(host ?? '')) {
+    return null;
+  }
+  const status = await readFile(`/proc/${pid}/status`, 'utf8').catch(() => ''); // it has ended
+  return Number(/^RssAnon:\s+(\d+) kB$/m.exec(status)?.[1] ?? 0) * 1024;
+}

@@ -1,0 +1,99 @@
+import { mkdtemp, readFile, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import postgres from 'postgres';
+import { afterEach, beforeEach, expect, inject, test, vi } from 'vitest';
+import { compare, type Measurements } from '../scripts/benchmark/measure.ts';
+import { createReference } from '../scripts/benchmark/reference.ts';
+import { run, start } from './support/commands.ts';
+import { useServerDatabase } from './support/database.ts';
+
+const database = useServerDatabase();
+
+let session: postgres.Sql;
+beforeEach(() => {
+  session = postgres(database.url, { max: 1, onnotice: () => {} });
+});
+afterEach(() => session.end());
+
+const serverEnvironment = () => ({ BENCHMARK_DATABASE_URL: inject('serverUrl') ?? '' });
+
+const benchmark = (...args: string[]) => run('', 'npm run benchmark', args, serverEnvironment());
+
+const databasesLeft = () =>
+  session`select datname from pg_database where datname like 'lead_conversions_benchmark%'`;
+
+/** All numbers in a value, by their path. */
+function numbersIn(value: unknown, path = ''): [string, number][] {
+  return typeof value === 'number'
+    ? [[path, value]]
+    : Object.entries(value as object).flatMap(([key, inner]) =>
+        typeof inner === 'string' ? [] : numbersIn(inner, `${path}.${key}`),
+      );
+}
+
+test('measures both forms, which agree, and leaves no database', { timeout: 180_000 }, async () => {
+  const folder = await mkdtemp(join(tmpdir(), 'lead-conversions-benchmark-'));
+  try {
+    const file = join(folder, 'figures.json');
+    const args = ['--users', '20000', '--users', '2000', '--rounds', '1', '--json', file];
+    const { code, stdout, stderr } = await benchmark(...args);
+    expect([code, stderr]).toEqual([0, expect.stringContaining('20,000 users: compare the rows')]);
+    expect(stdout).toMatch(/^20,000 users, 100,000 purchases$/m);
+    expect(stdout).toMatch(/^ 1 % bought .* │ 0\.\d\d .*×/m);
+    expect(stdout).toContain('Plan of fct_lead_conversions');
+
+    const { results } = JSON.parse(await readFile(file, 'utf8')) as { results: Measurements[] };
+    expect(results.map(({ users }) => users)).toEqual([2000, 20000]);
+    for (const [path, number] of numbersIn(results)) {
+      expect(number, path).toBeGreaterThanOrEqual(0);
+    }
+    // Someone has bought something, so that the second view was refreshed, too.
+    expect(results[1]?.ours['1 % bought'].conversions).toBeGreaterThan(
+      results[1]?.ours['nothing changed'].conversions ?? Number.NaN,
+    );
+    expect(await databasesLeft()).toEqual([]);
+  } finally {
+    await rm(folder, { recursive: true });
+  }
+});
+
+test('stops at a signal, and leaves no database', async () => {
+  const { process, result } = start('', 'npm run benchmark', [], serverEnvironment());
+  await vi.waitUntil(async () => (await databasesLeft()).length > 0, 30_000);
+  process.kill('SIGTERM');
+  expect(await result).toMatchObject({
+    code: 143,
+    stderr: expect.stringMatching(/\nStopped by SIGTERM\.\n$/),
+  });
+  expect(await databasesLeft()).toEqual([]);
+});
+
+test('shows the rows in which a view differs from its reference', async () => {
+  await session`insert into dim_user (user_id) values ('alike'), ('missing')`;
+  await createReference(session);
+  await session`refresh materialized view fct_client_conversion_events`;
+  await session`refresh materialized view reference.fct_client_conversion_events`;
+  const comparison = () => compare(session, 'fct_client_conversion_events', ['user_id']);
+  await comparison();
+
+  await session`
+    insert into fct_membership_purchases (user_id, user_membership_id) values ('alike', 'a')`;
+  await session`refresh materialized view fct_client_conversion_events`;
+  await expect(comparison).rejects.toThrow(
+    /^fct_client_conversion_events differs from its reference\.\nours: .*"CLIENT".*\nreference: .*"LEAD"/,
+  );
+
+  await session`truncate fct_membership_purchases`;
+  await session`delete from dim_user where user_id = 'missing'`;
+  await session`refresh materialized view fct_client_conversion_events`;
+  await expect(comparison).rejects.toThrow(/\nours: +null\nreference: .*"missing"/);
+});
+
+test.each([
+  [['--users', 'many'], '--users is a whole number from 1000 on, not "many".\n'],
+  [['--users', '10'], '--users is a whole number from 1000 on, not "10".\n'],
+  [['--rounds', '0'], '--rounds is a whole number from 1 on, not "0".\n'],
+])('refuses %j', async (args, message) => {
+  expect(await benchmark(...args)).toEqual({ code: 1, stdout: '', stderr: message });
+});
