@@ -155,6 +155,7 @@ test('indexes are these', async () => {
     'CREATE UNIQUE INDEX fct_client_conversion_events_user_id_key ON fct_client_conversion_events (user_id)',
     'CREATE INDEX fct_credit_pack_purchases_first ON fct_credit_pack_purchases (user_id, credit_pack_purchased_at, credit_pack_id)',
     'CREATE UNIQUE INDEX fct_credit_pack_purchases_user_id_credit_pack_id_pk ON fct_credit_pack_purchases (user_id, credit_pack_id)',
+    'CREATE INDEX fct_lead_conversions_branch_id_local_user_created_at_idx ON fct_lead_conversions (branch_id, local_user_created_at)',
     'CREATE UNIQUE INDEX fct_lead_conversions_user_id_client_conversion_event_filter_key ON fct_lead_conversions (user_id, client_conversion_event_filter)',
     'CREATE INDEX fct_membership_purchases_first ON fct_membership_purchases (user_id, membership_purchased_at, user_membership_id)',
     'CREATE UNIQUE INDEX fct_membership_purchases_user_id_user_membership_id_pk ON fct_membership_purchases (user_id, user_membership_id)',

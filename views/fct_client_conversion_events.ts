@@ -34,7 +34,8 @@ export const fctClientConversionEvents = pgMaterializedView('fct_client_conversi
 with
 
 -- One row per user who ever bought a membership: the key of the first one.
--- It is found by key and time alone, without reading any purchase's JSON.
+-- It is found by key and time alone, which an index holds in this order,
+-- without reading any purchase's JSON.
 first_membership_keys as (
 
     -- The earliest instant wins. A purchase without a time comes after every
@@ -42,8 +43,7 @@ first_membership_keys as (
     -- identifier in byte order wins, so that every refresh picks the same one.
     select distinct on (user_id)
         user_id,
-        user_membership_id,
-        membership_purchased_at
+        user_membership_id
     from fct_membership_purchases
     order by
         user_id asc,
@@ -58,8 +58,7 @@ first_credit_pack_keys as (
 
     select distinct on (user_id)
         user_id,
-        credit_pack_id,
-        credit_pack_purchased_at
+        credit_pack_id
     from fct_credit_pack_purchases
     order by
         user_id asc,
@@ -70,41 +69,55 @@ first_credit_pack_keys as (
 
 -- One row per user who ever bought a membership: the first one with what
 -- upstream says of it. A missing detail, a missing key and a JSON null are all
--- NULL here.
+-- NULL here. In user order, as all that is joined by user below.
 first_memberships as (
 
     select
-        first_membership_keys.user_id,
-        first_membership_keys.user_membership_id,
-        first_membership_keys.membership_purchased_at,
-        (purchases.membership_purchase_details ->> 'name')::varchar
-            as membership_name,
-        (purchases.membership_purchase_details ->> 'source')::varchar
+        user_id,
+        user_membership_id,
+        membership_purchased_at,
+        (membership_purchase_details ->> 'name')::varchar as membership_name,
+        (membership_purchase_details ->> 'source')::varchar
             as membership_source
-    from first_membership_keys
-    inner join fct_membership_purchases as purchases
-        on first_membership_keys.user_id = purchases.user_id
-        and first_membership_keys.user_membership_id
-            = purchases.user_membership_id
+    from fct_membership_purchases
+    where (user_id, user_membership_id) in (
+
+        -- offset 0 leaves the rows as they are. It keeps Postgres from merging
+        -- the list into a join by two columns, where it would expect one row.
+        select
+            user_id,
+            user_membership_id
+        from first_membership_keys
+        offset 0
+
+    )
+    order by user_id
 
 ),
 
 -- One row per user who ever bought a credit pack: the first one with what
--- upstream says of it.
+-- upstream says of it, in user order.
 first_credit_packs as (
 
     select
-        first_credit_pack_keys.user_id,
-        first_credit_pack_keys.credit_pack_id,
-        first_credit_pack_keys.credit_pack_purchased_at,
-        (purchases.credit_pack_purchase_details ->> 'name')::varchar
-            as credit_pack_name,
-        (purchases.credit_pack_purchase_details ->> 'source')::varchar
+        user_id,
+        credit_pack_id,
+        credit_pack_purchased_at,
+        (credit_pack_purchase_details ->> 'name')::varchar as credit_pack_name,
+        (credit_pack_purchase_details ->> 'source')::varchar
             as credit_pack_source
-    from first_credit_pack_keys
-    inner join fct_credit_pack_purchases as purchases
-        on first_credit_pack_keys.user_id = purchases.user_id
-        and first_credit_pack_keys.credit_pack_id = purchases.credit_pack_id
+    from fct_credit_pack_purchases
+    where (user_id, credit_pack_id) in (
+
+        -- offset 0 is for the plan, as above.
+        select
+            user_id,
+            credit_pack_id
+        from first_credit_pack_keys
+        offset 0
+
+    )
+    order by user_id
 
 ),
 
@@ -126,6 +139,10 @@ users as (
 
 -- One row per user, leads included: both first purchases side by side, in the
 -- user's local time.
+--
+-- The rows leave in the byte order of user_id, and so reach the view in it.
+-- REFRESH MATERIALIZED VIEW CONCURRENTLY sorts all new rows by their bytes, to
+-- see that there are no duplicates, and rows in order are sorted at a glance.
 user_first_purchases as (
 
     select
@@ -168,6 +185,7 @@ user_first_purchases as (
         on users.user_id = first_memberships.user_id
     left join first_credit_packs
         on users.user_id = first_credit_packs.user_id
+    order by users.user_id
 
 )
 

@@ -87,6 +87,12 @@ filtered_conversions as (
 
 -- One row per user and filter: the columns of figure 1.4.2. A user who bought
 -- only what the filter leaves out is a LEAD under it, with no conversion.
+--
+-- The rows come in the order of their bytes, column by column: what is between
+-- user_id and lead_status is the same in all rows of a user, a CLIENT comes
+-- before a LEAD, whose type is NULL, and what is between type and filter
+-- follows from the type. REFRESH MATERIALIZED VIEW CONCURRENTLY sorts them like
+-- that to see that there are no duplicates, and then has nothing to move.
 select
     user_id,
     branch_id,
@@ -114,4 +120,8 @@ select
     end as client_conversion_event_source,
     client_conversion_event_filter
 from filtered_conversions
+order by
+    user_id asc,
+    client_conversion_event_type collate "C" asc nulls last,
+    client_conversion_event_filter collate "C" asc
 `);

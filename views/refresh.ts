@@ -40,7 +40,7 @@ export interface RefreshOptions {
 export const refreshDefaults = {
   lockTimeout: '10s',
   statementTimeout: '30min',
-  workMem: '64MB',
+  workMem: '256MB',
 } satisfies RefreshOptions;
 
 /** What a refresh is doing. */
@@ -209,6 +209,9 @@ async function setBounds(tx: Session, bounds: Bounds): Promise<void> {
     tcp_keepalives_interval: '5s',
     tcp_keepalives_count: '3',
     client_connection_check_interval: '2s',
+    // REFRESH … CONCURRENTLY analyzes its copy of the new rows, which it then
+    // reads as a whole: a small sample tells enough, and is quicker.
+    default_statistics_target: '10',
   });
   const values = settings.map(([name, value]) => sql`(${name}, ${value})`);
   await tx
