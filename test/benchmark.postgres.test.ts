@@ -3,6 +3,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import postgres from 'postgres';
 import { afterEach, beforeEach, expect, inject, test, vi } from 'vitest';
+import { generate } from '../scripts/benchmark/data.ts';
 import { compare, type Measurements } from '../scripts/benchmark/measure.ts';
 import { createReference } from '../scripts/benchmark/reference.ts';
 import { run, start } from './support/commands.ts';
@@ -56,6 +57,27 @@ test('measures both forms, which agree, and leaves no database', { timeout: 180_
   } finally {
     await rm(folder, { recursive: true });
   }
+});
+
+test('half of the users buy credit packs, two in five buy memberships', async () => {
+  const users = 3000;
+  await generate(session, { users, purchasesPerUser: 5 });
+  const [counts] = await session`
+    select
+      (select count(*)::int from dim_user) as users,
+      (select count(distinct user_id)::int from fct_credit_pack_purchases) as "creditPackBuyers",
+      (select count(*)::int from fct_credit_pack_purchases) as "creditPacks",
+      (select count(distinct user_id)::int from fct_membership_purchases) as "membershipBuyers",
+      (select count(*)::int from fct_membership_purchases) as memberships,
+      (select count(*)::int from pg_indexes where tablename like 'fct%purchases') as indexes`;
+  expect(counts).toEqual({
+    users,
+    creditPackBuyers: users / 2,
+    creditPacks: 7500,
+    membershipBuyers: (users / 5) * 2,
+    memberships: 7500,
+    indexes: 4,
+  });
 });
 
 test('stops at a signal, and leaves no database', async () => {

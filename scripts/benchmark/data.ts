@@ -81,7 +81,7 @@ export async function generate(
       ${branchId(`number::bigint * 7933 % ${branches}`)}, ${id('membership', 'number')},
       ${instant('number', 32452843)}, now(), ${details('Membership')}
     from (
-      select number, number::bigint * 69621 % ${Math.floor(users / 5) * 2} as buyer
+      select number, number::bigint * 15485863 % ${Math.floor(users / 5) * 2} as buyer
       from generate_series(1, ${ofEachKind}) as number
     ) as purchases`);
   await restore();
