@@ -213,7 +213,7 @@ export async function compare(client: postgres.Sql, view: string, key: string[])
   }
 }
 
-/** How many of a branch's users of 2024 became clients, month by month, if anything counts. */
+/** How many of a branch's users of 2024 became clients, by month and source, if anything counts. */
 const branchReport = (from: string, branch: number) => `
   select
     date_trunc('month', local_user_created_at) as month,
