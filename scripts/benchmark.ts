@@ -5,6 +5,7 @@ import postgres from 'postgres';
 import { refreshDefaults } from '../views/index.ts';
 import { type Measurements, measure, type Refresh, steps } from './benchmark/measure.ts';
 import { elapsedLine, run } from './command.ts';
+import { isServerUrl } from './database.ts';
 import { startPostgres } from './postgres_server.ts';
 import { tableOf } from './table.ts';
 
@@ -22,6 +23,9 @@ against the least that it can cost, and what readers pay.
 
 Runs on a PostgreSQL 16 that it starts itself, or on the server that
 BENCHMARK_DATABASE_URL names, in databases that it creates there and drops again.`;
+
+/** Names the server to work on, if any. */
+const variable = 'BENCHMARK_DATABASE_URL';
 
 let stoppedBy: 'SIGINT' | 'SIGTERM' | undefined;
 const stopped = new Promise<never>((_, reject) => {
@@ -67,12 +71,18 @@ await run(async () => {
   if (values.json) {
     await writeFile(values.json, '', { flag: 'a' }); // fails now rather than at the end
   }
-  const server = process.env.BENCHMARK_DATABASE_URL ? undefined : await startPostgres();
-  const serverUrl = process.env.BENCHMARK_DATABASE_URL ?? server?.url('postgres') ?? '';
+  const givenUrl = process.env[variable];
+  if (givenUrl && !isServerUrl(givenUrl)) {
+    throw new Error(
+      `${variable} is not postgres://USER:PASSWORD@HOST:PORT/DATABASE, with special characters percent-encoded.`,
+    );
+  }
+  const server = givenUrl ? undefined : await startPostgres();
+  const serverUrl = givenUrl || (server?.url('postgres') ?? '');
   const progress = elapsedLine(process.stderr);
   const results: Measurements[] = [];
   try {
-    const facts = await withClient(serverUrl, factsOf);
+    const facts = await withClient(serverUrl, (client) => factsOf(client, values['work-mem']));
     console.log(
       `PostgreSQL ${facts.version}, shared_buffers ${facts.sharedBuffers}; work_mem ${values['work-mem']} for ours, ${facts.workMem} for the reference; medians of ${rounds}\n`,
     );
@@ -102,7 +112,7 @@ await run(async () => {
   } finally {
     await server?.remove();
   }
-});
+}, variable);
 if (stoppedBy) {
   process.exit(128 + constants.signals[stoppedBy]);
 }
@@ -127,7 +137,9 @@ async function withClient<Result>(
   }
 }
 
-async function factsOf(client: postgres.Sql) {
+/** Throws what Postgres says of a work_mem that it does not take, before anything is measured. */
+async function factsOf(client: postgres.Sql, workMem: string) {
+  await client`select set_config('work_mem', ${workMem}, true)`;
   const [facts] = await client`
     select
       current_setting('server_version') as version,

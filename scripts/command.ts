@@ -29,14 +29,15 @@ export function elapsedLine(stream: Pick<NodeJS.WriteStream, 'isTTY' | 'write'>)
 /**
  * Runs a script's work. What goes wrong ends on stderr in a sentence, with exit
  * code 1. That nobody reads its output any more is not something that goes wrong.
+ * The variable is the one that names the database.
  */
-export async function run(work: () => Promise<void>): Promise<void> {
+export async function run(work: () => Promise<void>, variable?: string): Promise<void> {
   process.stdout.on('error', () => {});
   process.stderr.on('error', () => {});
   try {
     await work();
   } catch (error) {
-    console.error(explain(error));
+    console.error(explain(error, variable));
     process.exitCode = 1;
   }
 }
@@ -56,7 +57,7 @@ function reasonOf(error: unknown): Reason {
 }
 
 /** What went wrong and what to do, for people. */
-export function explain(error: unknown): string {
+export function explain(error: unknown, variable = 'DATABASE_URL'): string {
   const reason = reasonOf(error);
   if (!(reason instanceof Error)) {
     return String(reason);
@@ -66,13 +67,13 @@ export function explain(error: unknown): string {
     return String(reason.stack); // a TypeError and its like: a bug, not a mistake
   }
   if (isUnreachable(reason)) {
-    return `The database cannot be reached: ${message}. Check that its server is running and that DATABASE_URL names it.`;
+    return `The database cannot be reached: ${message}. Check that its server is running and that ${variable} names it.`;
   }
   if (isCut(reason)) {
     return `The connection to the database was lost (${message}). Run this again once its server is back.`;
   }
   if (code === '3D000' || code?.startsWith('28')) {
-    return `The database cannot be opened: ${message}. Check DATABASE_URL.`;
+    return `The database cannot be opened: ${message}. Check ${variable}.`;
   }
   return [message, detail, hint].filter(Boolean).join('\n');
 }

@@ -53,14 +53,17 @@ export async function openDatabase(url = process.env.DATABASE_URL): Promise<Data
     }
     return openPglite(folder);
   }
-  // Nor several hosts, which postgres.js takes: where none answers, it never gives up.
-  if (!/^postgres(ql)?:\/\//.test(url) || !URL.canParse(url)) {
+  if (!isServerUrl(url)) {
     throw new Error(
       'DATABASE_URL is neither postgres://USER:PASSWORD@HOST:PORT/DATABASE, with special characters percent-encoded, nor pglite:PATH.',
     );
   }
   return openServer(url);
 }
+
+/** Nor several hosts, which postgres.js takes: where none answers, it never gives up. */
+export const isServerUrl = (url: string): boolean =>
+  /^postgres(ql)?:\/\//.test(url) && URL.canParse(url);
 
 const dialect = new PgDialect();
 

@@ -115,7 +115,19 @@ test('shows the rows in which a view differs from its reference', async () => {
 test.each([
   [['--users', 'many'], '--users is a whole number from 1000 on, not "many".\n'],
   [['--users', '10'], '--users is a whole number from 1000 on, not "10".\n'],
+  [['--work-mem', 'lots'], 'invalid value for parameter "work_mem": "lots"\n'],
   [['--rounds', '0'], '--rounds is a whole number from 1 on, not "0".\n'],
 ])('refuses %j', async (args, message) => {
   expect(await benchmark(...args)).toEqual({ code: 1, stdout: '', stderr: message });
+});
+
+test.each([
+  ['pglite:folder', /^BENCHMARK_DATABASE_URL is not postgres:\/\/[^\n]*\n$/],
+  ['postgres://nobody@127.0.0.1:1/x', /and that BENCHMARK_DATABASE_URL names it\.\n$/],
+])('names the variable when it is %s', async (url, message) => {
+  expect(await run('', 'npm run benchmark', [], { BENCHMARK_DATABASE_URL: url })).toEqual({
+    code: 1,
+    stdout: '',
+    stderr: expect.stringMatching(message),
+  });
 });
