@@ -30,6 +30,9 @@ export const localTime = (name: string) => timestamp(name, { mode: 'string' });
 export const inCalendarRange = (column: AnyPgColumn): SQL =>
   sql`${column} >= '0001-01-01 00:00:00+00' and ${column} < '10000-01-01 00:00:00+00'`;
 
+/** What that condition demands. */
+export const calendarRangeRule = 'must lie in the years 1 to 9999 (UTC)';
+
 /** What upstream says of a purchase. Any key may be missing or null. */
 export interface PurchaseDetails {
   /** Name of the product. */
@@ -46,3 +49,6 @@ export interface PurchaseDetails {
  */
 export const isObjectOrNull = (column: AnyPgColumn): SQL =>
   sql`jsonb_typeof(${column}) in ('object', 'null')`;
+
+/** What that condition demands. */
+export const objectOrNullRule = 'must be a JSON object, or JSON null';

@@ -1,6 +1,7 @@
 import { sql } from 'drizzle-orm';
 import { check, pgTable, varchar } from 'drizzle-orm/pg-core';
-import { identifier, inCalendarRange, instant } from './columns.ts';
+import { calendarRangeRule, identifier, inCalendarRange, instant } from './columns.ts';
+import { withProperties } from './properties.ts';
 
 /** The shapes of IANA time zone names, without regard to case. */
 const ianaNames = [
@@ -13,33 +14,55 @@ const ianaNames = [
   'Kwajalein|Libya|NZ|NZ-CHAT|Poland|Portugal|PRC|ROC|ROK|Singapore|Turkey|W-SU',
 ];
 
-/** One row per branch of a gym. Its time zone is the clock of its users' reports. */
-export const dimBranch = pgTable(
-  'dim_branch',
+/** One row per branch of a gym. */
+export const dimBranch = withProperties(
+  pgTable(
+    'dim_branch',
+    {
+      branchId: identifier('branch_id').primaryKey(),
+      name: varchar('name'),
+      email: varchar('email'),
+      city: varchar('city'),
+      country: varchar('country'),
+      timezoneId: varchar('timezone_id'),
+      createdAt: instant('created_at'),
+    },
+    (table) => [
+      // A zone that Postgres cannot read would make every refresh fail, so it is
+      // refused here, where the one bad branch is written.
+      //
+      // The names come first because Postgres reads more than IANA's: any word with
+      // an offset behind it as a POSIX zone (FOO+3, Mars/Olympus+3), and CET, EET,
+      // MET, WET, EST, MST and HST as abbreviations, offsets without summer time,
+      // which is why these seven are left out. timezone() then raises its own
+      // error, with the name, for what looks like a zone and is none.
+      // https://www.postgresql.org/docs/16/datatype-datetime.html#DATATYPE-TIMEZONES
+      check(
+        'dim_branch_timezone_id_check',
+        sql`${table.timezoneId} is null or ${table.timezoneId} ~* ${sql.raw(`'^(${ianaNames.join('|')})$'`)} and timezone(${table.timezoneId}, to_timestamp(0)) is not null`,
+      ),
+      check('dim_branch_created_at_check', inCalendarRange(table.createdAt)),
+    ],
+  ),
   {
-    branchId: identifier('branch_id').primaryKey(),
-    name: varchar('name'),
-    email: varchar('email'),
-    city: varchar('city'),
-    country: varchar('country'),
-    /** An IANA time zone name, such as `Europe/Dublin`. Null counts as UTC. */
-    timezoneId: varchar('timezone_id'),
-    createdAt: instant('created_at'),
+    comment: 'One row per branch of a gym.',
+    columns: {
+      branchId: 'Identifier of the branch.',
+      name: 'Name of the branch.',
+      email: 'E-mail address of the branch.',
+      city: 'City where the branch is.',
+      country: 'Country where the branch is.',
+      timezoneId:
+        'IANA time zone of the branch, such as Europe/Dublin. It is the clock of the local times of the branch and of its users in every report. NULL counts as UTC.',
+      createdAt: 'Instant at which the branch was created.',
+    },
+    checks: {
+      dim_branch_timezone_id_check:
+        'must be an IANA time zone name that Postgres knows, such as Europe/Dublin, not an abbreviation (CET) or an offset (FOO+3)',
+      dim_branch_created_at_check: calendarRangeRule,
+    },
   },
-  (table) => [
-    // A zone that Postgres cannot read would make every refresh fail, so it is
-    // refused here, where the one bad branch is written.
-    //
-    // The names come first because Postgres reads more than IANA's: any word with
-    // an offset behind it as a POSIX zone (FOO+3, Mars/Olympus+3), and CET, EET,
-    // MET, WET, EST, MST and HST as abbreviations, offsets without summer time,
-    // which is why these seven are left out. timezone() then raises its own
-    // error, with the name, for what looks like a zone and is none.
-    // https://www.postgresql.org/docs/16/datatype-datetime.html#DATATYPE-TIMEZONES
-    check(
-      'dim_branch_timezone_id_check',
-      sql`${table.timezoneId} is null or ${table.timezoneId} ~* ${sql.raw(`'^(${ianaNames.join('|')})$'`)} and timezone(${table.timezoneId}, to_timestamp(0)) is not null`,
-    ),
-    check('dim_branch_created_at_check', inCalendarRange(table.createdAt)),
-  ],
 );
+
+/** A row of `dim_branch`. */
+export type Branch = typeof dimBranch.$inferSelect;

@@ -1,17 +1,35 @@
 import { check, pgTable, varchar } from 'drizzle-orm/pg-core';
-import { identifier, inCalendarRange, instant } from './columns.ts';
+import { calendarRangeRule, identifier, inCalendarRange, instant } from './columns.ts';
 import { dimBranch } from './dim_branch.ts';
+import { withProperties } from './properties.ts';
 
 /** One row per user, lead or client. */
-export const dimUser = pgTable(
-  'dim_user',
+export const dimUser = withProperties(
+  pgTable(
+    'dim_user',
+    {
+      userId: identifier('user_id').primaryKey(),
+      branchId: identifier('branch_id').references(() => dimBranch.branchId),
+      name: varchar('name'),
+      email: varchar('email'),
+      createdAt: instant('created_at'),
+    },
+    (table) => [check('dim_user_created_at_check', inCalendarRange(table.createdAt))],
+  ),
   {
-    userId: identifier('user_id').primaryKey(),
-    /** The branch whose clock all local times of this user follow. */
-    branchId: identifier('branch_id').references(() => dimBranch.branchId),
-    name: varchar('name'),
-    email: varchar('email'),
-    createdAt: instant('created_at'),
+    comment:
+      'One row per user of a gym, who is a lead until the first purchase of a membership or credit pack.',
+    columns: {
+      userId: 'Identifier of the user.',
+      branchId:
+        'Branch that the user belongs to, whose time zone is the clock of all local times of the user.',
+      name: 'Name of the user.',
+      email: 'E-mail address of the user.',
+      createdAt: 'Instant at which the user was created.',
+    },
+    checks: { dim_user_created_at_check: calendarRangeRule },
   },
-  (table) => [check('dim_user_created_at_check', inCalendarRange(table.createdAt))],
 );
+
+/** A row of `dim_user`. */
+export type User = typeof dimUser.$inferSelect;

@@ -1,5 +1,5 @@
 export type { PurchaseDetails } from './columns.ts';
-export { dimBranch } from './dim_branch.ts';
-export { dimUser } from './dim_user.ts';
-export { fctCreditPackPurchases } from './fct_credit_pack_purchases.ts';
-export { fctMembershipPurchases } from './fct_membership_purchases.ts';
+export { type Branch, dimBranch } from './dim_branch.ts';
+export { dimUser, type User } from './dim_user.ts';
+export { type CreditPackPurchase, fctCreditPackPurchases } from './fct_credit_pack_purchases.ts';
+export { fctMembershipPurchases, type MembershipPurchase } from './fct_membership_purchases.ts';

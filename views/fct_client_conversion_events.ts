@@ -1,7 +1,8 @@
 import { sql } from 'drizzle-orm';
 import { pgMaterializedView, varchar } from 'drizzle-orm/pg-core';
 import { identifier, localTime } from '../schema/columns.ts';
-import { conversionEventTypes, leadStatuses } from './values.ts';
+import { withProperties } from '../schema/properties.ts';
+import { conversionEventTypes, leadStatuses, readerRole } from './values.ts';
 
 /**
  * One row per user, leads included: the user's first membership, first credit
@@ -10,27 +11,28 @@ import { conversionEventTypes, leadStatuses } from './values.ts';
  * Every local time is in the time zone of the user's own branch, the row's
  * `branchId`. The columns are those of figure 1.4.1 of the brief, in its order.
  */
-export const fctClientConversionEvents = pgMaterializedView('fct_client_conversion_events', {
-  userId: identifier('user_id').notNull(),
-  branchId: identifier('branch_id'),
-  localUserCreatedAt: localTime('local_user_created_at'),
-  leadStatus: varchar('lead_status', { enum: leadStatuses }).notNull(),
-  clientConversionEventType: varchar('client_conversion_event_type', {
-    enum: conversionEventTypes,
-  }),
-  clientConversionEventId: identifier('client_conversion_event_id'),
-  clientConversionEventLocalCreatedAt: localTime('client_conversion_event_local_created_at'),
-  clientConversionEventName: varchar('client_conversion_event_name'),
-  clientConversionEventSource: varchar('client_conversion_event_source'),
-  firstUserMembershipId: identifier('first_user_membership_id'),
-  firstLocalMembershipPurchasedAt: localTime('first_local_membership_purchased_at'),
-  firstMembershipName: varchar('first_membership_name'),
-  firstMembershipSource: varchar('first_membership_source'),
-  firstCreditPackId: identifier('first_credit_pack_id'),
-  firstLocalCreditPackPurchaseAt: localTime('first_local_credit_pack_purchase_at'),
-  firstCreditPackName: varchar('first_credit_pack_name'),
-  firstCreditPackSource: varchar('first_credit_pack_source'),
-}).as(sql`
+export const fctClientConversionEvents = withProperties(
+  pgMaterializedView('fct_client_conversion_events', {
+    userId: identifier('user_id').notNull(),
+    branchId: identifier('branch_id'),
+    localUserCreatedAt: localTime('local_user_created_at'),
+    leadStatus: varchar('lead_status', { enum: leadStatuses }).notNull(),
+    clientConversionEventType: varchar('client_conversion_event_type', {
+      enum: conversionEventTypes,
+    }),
+    clientConversionEventId: identifier('client_conversion_event_id'),
+    clientConversionEventLocalCreatedAt: localTime('client_conversion_event_local_created_at'),
+    clientConversionEventName: varchar('client_conversion_event_name'),
+    clientConversionEventSource: varchar('client_conversion_event_source'),
+    firstUserMembershipId: identifier('first_user_membership_id'),
+    firstLocalMembershipPurchasedAt: localTime('first_local_membership_purchased_at'),
+    firstMembershipName: varchar('first_membership_name'),
+    firstMembershipSource: varchar('first_membership_source'),
+    firstCreditPackId: identifier('first_credit_pack_id'),
+    firstLocalCreditPackPurchaseAt: localTime('first_local_credit_pack_purchase_at'),
+    firstCreditPackName: varchar('first_credit_pack_name'),
+    firstCreditPackSource: varchar('first_credit_pack_source'),
+  }).as(sql`
 with
 
 -- One row per user who ever bought a membership: the key of the first one.
@@ -225,4 +227,35 @@ select
     credit_pack_name as first_credit_pack_name,
     credit_pack_source as first_credit_pack_source
 from user_first_purchases
-`);
+`),
+  {
+    comment:
+      'One row per user, leads included: the first membership, the first credit pack, and as client_conversion_... whichever of the two came first. Local times are in the time zone of the branch in branch_id, UTC if there is none.',
+    columns: {
+      userId: 'Identifier of the user.',
+      branchId: 'Branch of the user, whose time zone is that of every local time in the row.',
+      localUserCreatedAt: 'Local time at which the user was created.',
+      leadStatus: 'CLIENT once the user has bought a membership or a credit pack, LEAD before.',
+      clientConversionEventType:
+        'Kind of purchase that came first, MEMBERSHIP or USER_CREDIT (a credit pack). MEMBERSHIP where both came at the same instant. NULL for a lead.',
+      clientConversionEventId: 'Identifier of the purchase that came first.',
+      clientConversionEventLocalCreatedAt:
+        'Local time of the purchase that came first. NULL also where upstream gave no time.',
+      clientConversionEventName: 'Name of the product bought in the purchase that came first.',
+      clientConversionEventSource: 'Source of the purchase that came first.',
+      firstUserMembershipId: 'Identifier of the first membership that the user bought.',
+      firstLocalMembershipPurchasedAt: 'Local time at which the first membership was purchased.',
+      firstMembershipName: 'Name of the first membership.',
+      firstMembershipSource: 'Source of the purchase of the first membership.',
+      firstCreditPackId: 'Identifier of the first credit pack that the user bought.',
+      firstLocalCreditPackPurchaseAt: 'Local time at which the first credit pack was purchased.',
+      firstCreditPackName: 'Name of the first credit pack.',
+      firstCreditPackSource: 'Source of the purchase of the first credit pack.',
+    },
+    uniqueKey: ['userId'],
+    grants: { select: [readerRole] },
+  },
+);
+
+/** A row of `fct_client_conversion_events`. */
+export type ClientConversionEvent = typeof fctClientConversionEvents.$inferSelect;

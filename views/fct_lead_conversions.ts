@@ -1,7 +1,13 @@
 import { sql } from 'drizzle-orm';
 import { pgMaterializedView, varchar } from 'drizzle-orm/pg-core';
 import { identifier, localTime } from '../schema/columns.ts';
-import { conversionEventFilters, conversionEventTypes, leadStatuses } from './values.ts';
+import { withProperties } from '../schema/properties.ts';
+import {
+  conversionEventFilters,
+  conversionEventTypes,
+  leadStatuses,
+  readerRole,
+} from './values.ts';
 
 /**
  * Three rows per user, one per `clientConversionEventFilter`: the purchase that
@@ -11,22 +17,23 @@ import { conversionEventFilters, conversionEventTypes, leadStatuses } from './va
  * Every local time is in the time zone of the user's own branch, the row's
  * `branchId`. The columns are those of figure 1.4.2 of the brief, in its order.
  */
-export const fctLeadConversions = pgMaterializedView('fct_lead_conversions', {
-  userId: identifier('user_id').notNull(),
-  branchId: identifier('branch_id'),
-  localUserCreatedAt: localTime('local_user_created_at'),
-  leadStatus: varchar('lead_status', { enum: leadStatuses }).notNull(),
-  clientConversionEventType: varchar('client_conversion_event_type', {
-    enum: conversionEventTypes,
-  }),
-  clientConversionEventId: identifier('client_conversion_event_id'),
-  clientConversionEventLocalCreatedAt: localTime('client_conversion_event_local_created_at'),
-  clientConversionEventName: varchar('client_conversion_event_name'),
-  clientConversionEventSource: varchar('client_conversion_event_source'),
-  clientConversionEventFilter: varchar('client_conversion_event_filter', {
-    enum: conversionEventFilters,
-  }).notNull(),
-}).as(sql`
+export const fctLeadConversions = withProperties(
+  pgMaterializedView('fct_lead_conversions', {
+    userId: identifier('user_id').notNull(),
+    branchId: identifier('branch_id'),
+    localUserCreatedAt: localTime('local_user_created_at'),
+    leadStatus: varchar('lead_status', { enum: leadStatuses }).notNull(),
+    clientConversionEventType: varchar('client_conversion_event_type', {
+      enum: conversionEventTypes,
+    }),
+    clientConversionEventId: identifier('client_conversion_event_id'),
+    clientConversionEventLocalCreatedAt: localTime('client_conversion_event_local_created_at'),
+    clientConversionEventName: varchar('client_conversion_event_name'),
+    clientConversionEventSource: varchar('client_conversion_event_source'),
+    clientConversionEventFilter: varchar('client_conversion_event_filter', {
+      enum: conversionEventFilters,
+    }).notNull(),
+  }).as(sql`
 with
 
 -- One row per filter that report users can choose. The list is product's: what
@@ -124,4 +131,36 @@ order by
     user_id asc,
     client_conversion_event_type collate "C" asc nulls last,
     client_conversion_event_filter collate "C" asc
-`);
+`),
+  {
+    comment:
+      'One row per user and filter, three per user, leads included: the purchase that converted the user when only what client_conversion_event_filter considers counts as a conversion. Local times are in the time zone of the branch in branch_id, UTC if there is none.',
+    columns: {
+      userId: 'Identifier of the user.',
+      branchId: 'Branch of the user, whose time zone is that of every local time in the row.',
+      localUserCreatedAt: 'Local time at which the user was created.',
+      leadStatus:
+        'CLIENT if the user has bought anything that the filter considers, otherwise LEAD.',
+      clientConversionEventType:
+        'Kind of the converting purchase, MEMBERSHIP or USER_CREDIT (a credit pack). NULL for a lead.',
+      clientConversionEventId: 'Identifier of the converting purchase.',
+      clientConversionEventLocalCreatedAt:
+        'Local time of the converting purchase. NULL also where upstream gave no time.',
+      clientConversionEventName: 'Name of the product bought in the converting purchase.',
+      clientConversionEventSource: 'Source of the converting purchase.',
+      clientConversionEventFilter:
+        'What the row counts as a conversion: MEMBERSHIP memberships only, USER_CREDIT credit packs only, ALL both. A report reads one of the three.',
+    },
+    uniqueKey: ['userId', 'clientConversionEventFilter'],
+    indexes: [
+      {
+        on: ['branchId', 'localUserCreatedAt'],
+        comment: 'Answers for the users of a branch, created between two dates.',
+      },
+    ],
+    grants: { select: [readerRole] },
+  },
+);
+
+/** A row of `fct_lead_conversions`. */
+export type LeadConversion = typeof fctLeadConversions.$inferSelect;

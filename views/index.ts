@@ -1,5 +1,8 @@
-export { fctClientConversionEvents } from './fct_client_conversion_events.ts';
-export { fctLeadConversions } from './fct_lead_conversions.ts';
+export {
+  type ClientConversionEvent,
+  fctClientConversionEvents,
+} from './fct_client_conversion_events.ts';
+export { fctLeadConversions, type LeadConversion } from './fct_lead_conversions.ts';
 export {
   type RefreshOptions,
   type RefreshReport,
@@ -9,4 +12,4 @@ export {
   type ViewRefresh,
 } from './refresh.ts';
 export * from './values.ts';
-export { viewRefreshes } from './view_refreshes.ts';
+export { type RecordedRefresh, viewRefreshes } from './view_refreshes.ts';
