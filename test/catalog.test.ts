@@ -1,5 +1,15 @@
+import { readFile } from 'node:fs/promises';
 import { sql } from 'drizzle-orm';
+import {
+  getMaterializedViewConfig,
+  pgMaterializedView,
+  pgTable,
+  varchar,
+} from 'drizzle-orm/pg-core';
 import { expect, test } from 'vitest';
+import { withProperties } from '../schema/properties.ts';
+import { declaredRelations, readRelations } from '../scripts/generate/catalog.ts';
+import { viewsInOrder } from '../views/refresh.ts';
 import { useDatabase } from './support/database.ts';
 
 const database = useDatabase();
@@ -65,43 +75,6 @@ test('fct_membership_purchases has the columns of figure 1.3.5', async () => {
   ]);
 });
 
-test('fct_client_conversion_events has the columns of figure 1.4.1', async () => {
-  expect(await columns('fct_client_conversion_events')).toEqual([
-    'user_id character varying collate C',
-    'branch_id character varying collate C',
-    'local_user_created_at timestamp without time zone',
-    'lead_status character varying',
-    'client_conversion_event_type character varying',
-    'client_conversion_event_id character varying collate C',
-    'client_conversion_event_local_created_at timestamp without time zone',
-    'client_conversion_event_name character varying',
-    'client_conversion_event_source character varying',
-    'first_user_membership_id character varying collate C',
-    'first_local_membership_purchased_at timestamp without time zone',
-    'first_membership_name character varying',
-    'first_membership_source character varying',
-    'first_credit_pack_id character varying collate C',
-    'first_local_credit_pack_purchase_at timestamp without time zone',
-    'first_credit_pack_name character varying',
-    'first_credit_pack_source character varying',
-  ]);
-});
-
-test('fct_lead_conversions has the columns of figure 1.4.2', async () => {
-  expect(await columns('fct_lead_conversions')).toEqual([
-    'user_id character varying collate C',
-    'branch_id character varying collate C',
-    'local_user_created_at timestamp without time zone',
-    'lead_status character varying',
-    'client_conversion_event_type character varying',
-    'client_conversion_event_id character varying collate C',
-    'client_conversion_event_local_created_at timestamp without time zone',
-    'client_conversion_event_name character varying',
-    'client_conversion_event_source character varying',
-    'client_conversion_event_filter character varying',
-  ]);
-});
-
 test('view_refreshes has the columns that tell how fresh the views are', async () => {
   expect(await columns('view_refreshes')).toEqual([
     'view character varying not null',
@@ -117,19 +90,6 @@ test('view_refreshes has the columns that tell how fresh the views are', async (
   ]);
 });
 
-test('lead_conversions_reader may read the two reports and their history', async () => {
-  const grants = await database.db
-    .select({ grant: sql`concat_ws(' ', relname, privilege_type)` })
-    .from(sql`pg_class cross join aclexplode(relacl)`)
-    .where(sql`grantee = 'lead_conversions_reader'::regrole`)
-    .orderBy(sql`relname`);
-  expect(grants.map(({ grant }) => grant)).toEqual([
-    'fct_client_conversion_events SELECT',
-    'fct_lead_conversions SELECT',
-    'view_refreshes SELECT',
-  ]);
-});
-
 test('the two reports are populated materialized views', async () => {
   const views = await database.db
     .select({ name: sql`matviewname`, populated: sql`ispopulated` })
@@ -141,53 +101,100 @@ test('the two reports are populated materialized views', async () => {
   ]);
 });
 
-test('indexes are these', async () => {
-  const indexes = await database.db
-    .select({
-      index: sql`replace(replace(indexdef, 'public.', ''), ' USING btree', '')`,
-    })
-    .from(sql`pg_indexes`)
-    .where(sql`schemaname = 'public'`)
-    .orderBy(sql`tablename`, sql`indexname`);
-  expect(indexes.map(({ index }) => index)).toEqual([
-    'CREATE UNIQUE INDEX dim_branch_pkey ON dim_branch (branch_id)',
-    'CREATE UNIQUE INDEX dim_user_pkey ON dim_user (user_id)',
-    'CREATE UNIQUE INDEX fct_client_conversion_events_user_id_key ON fct_client_conversion_events (user_id)',
-    'CREATE INDEX fct_credit_pack_purchases_first ON fct_credit_pack_purchases (user_id, credit_pack_purchased_at, credit_pack_id)',
-    'CREATE UNIQUE INDEX fct_credit_pack_purchases_user_id_credit_pack_id_pk ON fct_credit_pack_purchases (user_id, credit_pack_id)',
-    'CREATE INDEX fct_lead_conversions_branch_id_local_user_created_at_idx ON fct_lead_conversions (branch_id, local_user_created_at)',
-    'CREATE UNIQUE INDEX fct_lead_conversions_user_id_client_conversion_event_filter_key ON fct_lead_conversions (user_id, client_conversion_event_filter)',
-    'CREATE INDEX fct_membership_purchases_first ON fct_membership_purchases (user_id, membership_purchased_at, user_membership_id)',
-    'CREATE UNIQUE INDEX fct_membership_purchases_user_id_user_membership_id_pk ON fct_membership_purchases (user_id, user_membership_id)',
-    'CREATE UNIQUE INDEX view_refreshes_view_started_at_pk ON view_refreshes (view, started_at)',
+test('every table and view has what is declared of it, and there are no others', async () => {
+  const declared = declaredRelations();
+  expect(declared.map(({ name }) => name)).toEqual([
+    'dim_branch',
+    'dim_user',
+    'fct_client_conversion_events',
+    'fct_credit_pack_purchases',
+    'fct_lead_conversions',
+    'fct_membership_purchases',
+    'view_refreshes',
   ]);
+  expect(await readRelations(database.db)).toEqual(declared);
 });
 
-test('every table, view, column and check has a comment, a relation’s on what one row is', async () => {
-  const relations = sql`
-    select oid, relname
-    from pg_class
-    where relnamespace = 'public'::regnamespace and relkind in ('r', 'm')`;
-  const described = await database.db
-    .select({
-      relation: sql<string>`relname`,
-      comment: sql<string>`obj_description(oid, 'pg_class')`,
-    })
-    .from(sql`(${relations}) as relations`);
-  expect(described).toHaveLength(7);
-  for (const { comment } of described) {
-    expect(comment).toMatch(/^One row per /);
+test.each([
+  'comment on table dim_user is null',
+  `comment on column fct_lead_conversions.user_id is 'Who.'`,
+  'comment on constraint dim_user_created_at_check on dim_user is null',
+  'comment on index fct_membership_purchases_first is null',
+  'drop index fct_lead_conversions_branch_id_local_user_created_at_idx',
+  'create index on fct_client_conversion_events (branch_id)',
+  'alter table dim_user add column phone varchar',
+  'alter table dim_user alter column name type text',
+  'alter table dim_user alter column name set not null',
+  'alter table dim_user drop constraint dim_user_created_at_check',
+  'revoke select on fct_lead_conversions from lead_conversions_reader',
+  'grant select on dim_user to public',
+  'create table notes (note text)',
+  'create view notes as select 1 as note',
+])('a migration that would leave this behind is noticed: %s', async (statement) => {
+  const undone = new Error('undone');
+  await expect(
+    database.db.transaction(async (transaction) => {
+      await transaction.execute(statement);
+      expect(await readRelations(transaction)).not.toEqual(declaredRelations());
+      throw undone;
+    }),
+  ).rejects.toThrow(undone);
+});
+
+test.each(viewsInOrder.map((view) => getMaterializedViewConfig(view)))(
+  'the definition of $name is the declared one',
+  async ({ name, query }) => {
+    const definition = (view: string) => sql<string>`pg_get_viewdef(${view}::regclass)`;
+    await database.db.execute(sql`create temporary view declared as ${query}`);
+    const [definitions] = await database.db
+      .select({ declared: definition('declared'), actual: definition(name) })
+      .from(sql`(values (1)) as once`);
+    await database.db.execute(sql`drop view declared`);
+    expect(definitions?.actual).toBe(definitions?.declared);
+  },
+);
+
+test('the comment on a table or view begins with what one row is', () => {
+  for (const { comments } of declaredRelations()) {
+    expect(comments[0]?.text).toMatch(/^One row per /);
   }
+});
 
-  const undescribed = await database.db
-    .select({ name: sql`relname || '.' || attname` })
-    .from(sql`(${relations}) as relations inner join pg_attribute on attrelid = oid`)
-    .where(sql`attnum > 0 and not attisdropped and col_description(attrelid, attnum) is null`);
-  expect(undescribed).toEqual([]);
+test.each(['fct_client_conversion_events', 'fct_lead_conversions'])(
+  'the README tells the columns of %s in the words of their comments',
+  async (view) => {
+    const readme = await readFile('README.md', 'utf8');
+    const [, section = ''] = readme.split(`\n\`${view}\`, one row per `);
+    const [table = ''] = /\n\|.*?\n\n/s.exec(section) ?? [];
+    const columns = declaredRelations()
+      .find(({ name }) => name === view)
+      ?.comments.filter(({ on }) => on === 'COLUMN');
+    expect(
+      [...table.matchAll(/^\| `(\w+)` +\| (.*?) +\|$/gm)].map(([, ...cells]) => cells),
+    ).toEqual(columns?.map(({ name, text }) => [name, text]));
+  },
+);
 
-  const unexplained = await database.db
-    .select({ name: sql`conname` })
-    .from(sql`(${relations}) as relations inner join pg_constraint on conrelid = relations.oid`)
-    .where(sql`contype = 'c' and obj_description(pg_constraint.oid, 'pg_constraint') is null`);
-  expect(unexplained).toEqual([]);
+test('a column without a comment does not compile, nor does a key that may be NULL', () => {
+  const comment = 'One row per note.';
+  const notes = pgTable('notes', { id: varchar('id').notNull(), note: varchar('note') });
+  // @ts-expect-error: there is no comment on note
+  withProperties(notes, { comment, columns: { id: 'Identifier.' } });
+  // @ts-expect-error: there is no column text
+  withProperties(notes, { comment, columns: { id: 'Identifier.', note: 'Text.', text: 'Text.' } });
+  withProperties(notes, { comment, columns: { id: 'Identifier.', note: 'Text.' } });
+
+  const view = pgMaterializedView('view', {
+    id: varchar('id').notNull(),
+    note: varchar('note'),
+  }).as(sql`select id, note from notes`);
+  const columns = { id: 'Identifier.', note: 'Text.' };
+  // @ts-expect-error: there is no unique key
+  withProperties(view, { comment, columns });
+  // @ts-expect-error: note may be NULL
+  withProperties(view, { comment, columns, uniqueKey: ['note'] });
+  const indexed = { comment, columns, uniqueKey: ['id'] } as const;
+  // @ts-expect-error: there is no column text
+  withProperties(view, { ...indexed, indexes: [{ on: ['text'], comment }] });
+  expect(withProperties(view, indexed)).toBe(view);
 });

@@ -19,6 +19,7 @@ export default defineConfig({
         test: {
           name: 'postgres',
           include: ['test/*.test.ts'],
+          exclude: ['test/generate.test.ts'], // which works on an embedded database of its own
           globalSetup: 'test/support/postgres_setup.ts',
           testTimeout: 60_000,
           hookTimeout: 60_000,

@@ -85,14 +85,14 @@ type Session = PgDatabase<PgQueryResultHKT>;
 const once = sql`(values (1)) as once`;
 
 /** The views, each after those that it reads. */
-const viewsInOrder: PgMaterializedView[] = [fctClientConversionEvents, fctLeadConversions];
+export const viewsInOrder: PgMaterializedView[] = [fctClientConversionEvents, fctLeadConversions];
 
 /** https://www.postgresql.org/docs/16/errcodes-appendix.html */
 const LOCK_NOT_AVAILABLE = '55P03';
 const QUERY_CANCELED = '57014';
 
 /** Held by the one refresh that runs in this database, and by nobody once it has ended. */
-const refreshLock = sql`hashtextextended('lead-conversions refresh', 0)`;
+export const refreshLock = sql`hashtextextended('lead-conversions refresh', 0)`;
 
 /**
  * Refreshes all views in one transaction: readers never wait, see all views

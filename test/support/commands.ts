@@ -5,6 +5,7 @@ import packageJson from '../../package.json' with { type: 'json' };
 const commands = {
   'drizzle-kit migrate': 'exec node_modules/.bin/drizzle-kit migrate',
   'npm run benchmark': packageJson.scripts.benchmark,
+  'npm run generate': packageJson.scripts.generate,
   'npm run load': packageJson.scripts.load,
   'npm run refresh': packageJson.scripts.refresh,
 };
@@ -25,8 +26,10 @@ export function start(
   command: keyof typeof commands,
   args: readonly string[] = [],
   env: Record<string, string> = {},
+  cwd = '.',
 ): { process: ChildProcess; result: Promise<Result> } {
   const running = promisify(execFile)('sh', ['-c', `${commands[command]} "$@"`, 'sh', ...args], {
+    cwd,
     env: { ...process.env, ...env, DATABASE_URL: url },
   });
   const result = running.then(

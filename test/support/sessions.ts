@@ -1,7 +1,7 @@
 import type postgres from 'postgres';
 import { vi } from 'vitest';
 
-const patience = { timeout: 30_000, interval: 20 };
+export const patience = { timeout: 30_000, interval: 20 };
 
 /** Resolves as soon as so many sessions on the database wait for a lock. */
 export const sessionsThatWait = (observer: postgres.Sql, count = 1): Promise<unknown> =>

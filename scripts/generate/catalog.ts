@@ -1,0 +1,247 @@
+import { getTableColumns, is, type SQL, sql } from 'drizzle-orm';
+import {
+  getMaterializedViewConfig,
+  getTableConfig,
+  type PgColumn,
+  type PgDatabase,
+  PgMaterializedView,
+  type PgQueryResultHKT,
+  PgTable,
+} from 'drizzle-orm/pg-core';
+import * as schema from '../../schema/index.ts';
+import { type Properties, propertiesOf } from '../../schema/properties.ts';
+import * as views from '../../views/index.ts';
+import { viewsInOrder } from '../../views/refresh.ts';
+
+/** A table or view, as Postgres has it or as it is declared. */
+export interface Relation {
+  name: string;
+  kind: 'TABLE' | 'MATERIALIZED VIEW' | 'VIEW';
+  /** Such as `user_id varchar COLLATE "C" NOT NULL`. In order in a view, by name in a table. */
+  columns: string[];
+  /** By name, those of keys included. */
+  indexes: Index[];
+  /** On the relation, its columns, its CHECKs and its indexes by name. */
+  comments: Comment[];
+  /** To others than the owner, by role. */
+  grants: Grant[];
+}
+
+export interface Index {
+  name: string;
+  /** What CREATE INDEX says of it, its names aside, such as `UNIQUE btree (user_id)`. */
+  definition: string;
+}
+
+export interface Comment {
+  on: 'RELATION' | 'COLUMN' | 'CONSTRAINT' | 'INDEX';
+  name: string;
+  text: string | null;
+}
+
+export interface Grant {
+  role: string;
+  privilege: string;
+}
+
+/** What drizzle-kit reads: all that schema/ and views/ export. */
+export const declarations = { ...schema, ...views };
+
+/**
+ * The tables and views that are declared, by name. Throws an Error that names
+ * what has no comment, and a view that no refresh brings up to date.
+ */
+export function declaredRelations(): Relation[] {
+  const relations = Object.values(declarations).flatMap((declaration) => {
+    if (is(declaration, PgTable)) {
+      return [declaredTable(declaration)];
+    }
+    return is(declaration, PgMaterializedView) ? [declaredView(declaration)] : [];
+  });
+  return relations.sort(byName);
+}
+
+function declaredTable(table: PgTable): Relation {
+  const { name, columns, checks, indexes, primaryKeys } = getTableConfig(table);
+  const properties = propertiesOf(table) ?? undeclared(name);
+  const [keyColumn] = columns.filter(({ primary }) => primary);
+  const keys = [
+    ...(keyColumn ? [{ name: `${name}_pkey`, columns: [keyColumn] }] : []),
+    ...primaryKeys.map((key) => ({ name: key.getName(), columns: key.columns })),
+  ];
+  const commentOn = (
+    on: 'CONSTRAINT' | 'INDEX',
+    object: string,
+    texts?: Record<string, string>,
+  ) => ({
+    on,
+    name: object,
+    text: texts?.[object] ?? undeclared(`${object} of ${name}`),
+  });
+  return {
+    name,
+    kind: 'TABLE',
+    columns: columns
+      .toSorted(byName)
+      .map((column) =>
+        [column.name, column.getSQLType(), column.notNull && 'NOT NULL'].filter(Boolean).join(' '),
+      ),
+    indexes: [
+      ...keys.map((key) => index(key.name, true, key.columns)),
+      ...indexes.map(({ config }) =>
+        index(config.name ?? '', config.unique, config.columns as { name: string }[]),
+      ),
+    ].sort(byName),
+    comments: [
+      ...columnComments(
+        name,
+        Object.entries(getTableColumns(table)).sort(([, one], [, other]) => byName(one, other)),
+        properties,
+      ),
+      ...checks.map((check) => commentOn('CONSTRAINT', check.name, properties.checks)).sort(byName),
+      ...[
+        ...keys.map((key): Comment => ({ on: 'INDEX', name: key.name, text: null })),
+        ...indexes.map(({ config }) => commentOn('INDEX', config.name ?? '', properties.indexes)),
+      ].sort(byName),
+    ],
+    grants: grantsOf(properties),
+  };
+}
+
+function declaredView(view: PgMaterializedView): Relation {
+  const { name, selectedFields } = getMaterializedViewConfig(view);
+  if (!viewsInOrder.includes(view)) {
+    throw new Error(`${name} is not among viewsInOrder of views/refresh.ts: nothing refreshes it.`);
+  }
+  const properties = propertiesOf(view) ?? undeclared(name);
+  const columns = selectedFields as Record<string, PgColumn>;
+  const nameOf = (key: string) => columns[key]?.name ?? key;
+  const indexes = [
+    {
+      on: properties.uniqueKey,
+      unique: true,
+      comment: keyComment(properties.uniqueKey.map(nameOf)),
+    },
+    ...(properties.indexes ?? []).map((declared) => ({ ...declared, unique: false })),
+  ].map(({ on, unique, comment }) => ({
+    name: indexName([name, ...on.map(nameOf)], unique ? 'key' : 'idx'),
+    on: on.map((key) => ({ name: nameOf(key) })),
+    unique,
+    comment,
+  }));
+  return {
+    name,
+    kind: 'MATERIALIZED VIEW',
+    columns: Object.values(columns).map((column) => `${column.name} ${column.getSQLType()}`),
+    indexes: indexes.map(({ name, unique, on }) => index(name, unique, on)).sort(byName),
+    comments: [
+      ...columnComments(name, Object.entries(columns), properties),
+      ...indexes
+        .map(({ name, comment }): Comment => ({ on: 'INDEX', name, text: comment }))
+        .sort(byName),
+    ],
+    grants: grantsOf(properties),
+  };
+}
+
+/** In Postgres' own manner, and no longer than the 63 bytes that it keeps of a name. */
+const indexName = (parts: string[], suffix: string) =>
+  `${parts.join('_').slice(0, 62 - suffix.length)}_${suffix}`;
+
+const keyComment = (columns: string[]) =>
+  `One row per ${columns.join(' and ')}. REFRESH MATERIALIZED VIEW CONCURRENTLY needs it.`;
+
+const index = (name: string, unique: boolean, columns: { name: string }[]): Index => ({
+  name,
+  definition: `${unique ? 'UNIQUE ' : ''}btree (${columns.map((column) => column.name).join(', ')})`,
+});
+
+/** The comments on a relation and its columns. */
+const columnComments = (
+  name: string,
+  entries: [string, PgColumn][],
+  { comment, columns }: Properties,
+): Comment[] => [
+  { on: 'RELATION', name, text: comment },
+  ...entries.map(
+    ([key, column]): Comment => ({ on: 'COLUMN', name: column.name, text: columns[key] ?? null }),
+  ),
+];
+
+const grantsOf = ({ grants }: Properties): Grant[] =>
+  (grants?.select ?? []).toSorted().map((role) => ({ role, privilege: 'SELECT' }));
+
+const byName = (one: { name: string }, other: { name: string }) => (one.name < other.name ? -1 : 1);
+
+function undeclared(what: string): never {
+  throw new Error(
+    `${what} has no comment: declare it with withProperties, see schema/properties.ts.`,
+  );
+}
+
+/** The tables and views in a schema of the database, by name. */
+export async function readRelations(
+  db: PgDatabase<PgQueryResultHKT>,
+  inSchema = 'public',
+): Promise<Relation[]> {
+  const list = <Item>(items: SQL) => sql<Item[]>`coalesce((${items}), '[]')`;
+  return await db
+    .select({
+      name: sql<string>`relname`,
+      kind: sql<Relation['kind']>`
+        case relkind when 'm' then 'MATERIALIZED VIEW' when 'v' then 'VIEW' else 'TABLE' end`,
+      columns: list<string>(sql`
+        select json_agg(concat_ws(' ',
+          attname,
+          replace(replace(format_type(atttypid, atttypmod),
+            'character varying', 'varchar'),
+            'timestamp without time zone', 'timestamp'),
+          case when attcollation = '"C"'::regcollation then 'COLLATE "C"' end,
+          case when attnotnull then 'NOT NULL' end
+        ) order by case relkind when 'm' then attnum end, attname)
+        from pg_attribute
+        where attrelid = pg_class.oid and attnum > 0 and not attisdropped`),
+      indexes: list<Index>(sql`
+        select json_agg(json_build_object(
+          'name', index.relname,
+          'definition', case when indisunique then 'UNIQUE ' else '' end
+            || replace(regexp_replace(pg_get_indexdef(index.oid), '^.* USING ', ''), '"', '')
+        ) order by index.relname)
+        from pg_index inner join pg_class as index on indexrelid = index.oid
+        where indrelid = pg_class.oid`),
+      comments: list<Comment>(sql`
+        select json_agg(
+          json_build_object('on', kind, 'name', name, 'text', text)
+          order by rank, position, name
+        )
+        from (
+          select 1 as rank, 'RELATION' as kind, 0 as position, relname as name,
+            obj_description(pg_class.oid, 'pg_class') as text
+          union all
+          select 2, 'COLUMN', case relkind when 'm' then attnum end, attname, col_description(attrelid, attnum)
+          from pg_attribute
+          where attrelid = pg_class.oid and attnum > 0 and not attisdropped
+          union all
+          select 3, 'CONSTRAINT', 0, conname, obj_description(pg_constraint.oid, 'pg_constraint')
+          from pg_constraint
+          where conrelid = pg_class.oid and contype = 'c'
+          union all
+          select 4, 'INDEX', 0, index.relname, obj_description(index.oid, 'pg_class')
+          from pg_index inner join pg_class as index on indexrelid = index.oid
+          where indrelid = pg_class.oid
+        ) as objects`),
+      grants: list<Grant>(sql`
+        select json_agg(json_build_object('role', role, 'privilege', privilege_type)
+          order by role, privilege_type)
+        from (
+          select coalesce(rolname, 'PUBLIC') as role, privilege_type
+          from aclexplode(relacl) left join pg_roles on grantee = pg_roles.oid
+          where grantee <> relowner
+        ) as granted`),
+    })
+    .from(sql`pg_class`)
+    .where(
+      sql`relnamespace = to_regnamespace(${inSchema}) and relkind in ('r', 'p', 'f', 'm', 'v')`,
+    )
+    .orderBy(sql`relname`);
+}

@@ -1,0 +1,405 @@
+import { readFile, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { drizzle } from 'drizzle-orm/postgres-js';
+import postgres from 'postgres';
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test, vi } from 'vitest';
+import { generate } from '../scripts/benchmark/data.ts';
+import { readRelations } from '../scripts/generate/catalog.ts';
+import { type PostgresServer, startPostgres } from '../scripts/postgres_server.ts';
+import { type Result, run, start } from './support/commands.ts';
+import { addDaysToConversion, type ScratchTree, scratchTree } from './support/scratch_tree.ts';
+import { patience, sessionsThatWait, sessionThatRuns } from './support/sessions.ts';
+
+/** A server of its own, because roles belong to a whole server. */
+let server: PostgresServer;
+let admin: postgres.Sql;
+/** A tree in which a column was added to the first view, and the migration generated. */
+let tree: ScratchTree;
+let migration: string;
+
+const urlAs = (role: string, database = 'gym') => {
+  const url = new URL(server.url(database));
+  url.username = role;
+  return url.href;
+};
+
+beforeAll(async () => {
+  server = await startPostgres();
+  admin = postgres(server.url('postgres'), { max: 1, onnotice: () => {} });
+  await admin`create role owner login createrole`;
+  await admin`create database template owner owner`;
+  await run(urlAs('owner', 'template'), 'drizzle-kit migrate');
+  const client = postgres(urlAs('owner', 'template'), { max: 1, onnotice: () => {} });
+  await generate(client, { users: 60_000, purchasesPerUser: 5 });
+  await client.end();
+  await run(urlAs('owner', 'template'), 'npm run refresh');
+
+  tree = await scratchTree();
+  await addDaysToConversion(tree);
+  await tree.run('', 'npm run generate', ['--name', 'days_to_conversion']);
+  migration = join(tree.folder, 'schema/migrations', (await tree.migrations()).at(-1) ?? '');
+}, 180_000);
+afterAll(async () => {
+  await tree.remove();
+  await admin.end();
+  await server.remove();
+});
+
+/** Sessions of the owner on a database with 60,000 users, whose views are up to date. */
+let owner: postgres.Sql;
+let text: string;
+beforeEach(async () => {
+  await admin`create database gym template template owner owner`;
+  owner = postgres(urlAs('owner'), { max: 4, onnotice: () => {} });
+  text = await readFile(migration, 'utf8');
+});
+afterEach(async () => {
+  await writeFile(migration, text);
+  await owner.end({ timeout: 1 });
+  await admin`drop database gym with (force)`;
+});
+
+/** All that a migration might change. */
+async function state() {
+  const views = await owner<{ name: string }[]>`
+    select matviewname as name, matviewowner as owner, ispopulated, definition,
+      (select count(*)::int from fct_lead_conversions) as rows
+    from pg_matviews
+    order by matviewname`;
+  const checksum = async (view: string) =>
+    owner`select md5(string_agg(md5(row::text), '' order by user_id)) from ${owner(view)} as row`;
+  return {
+    relations: await readRelations(drizzle(owner)),
+    schemas: await owner`
+      select nspname from pg_namespace where nspname !~ '^pg_' order by nspname`,
+    views: [...views],
+    rows: [await checksum('fct_client_conversion_events'), await checksum('fct_lead_conversions')],
+    migrations: await owner`select hash from drizzle.__drizzle_migrations order by id`,
+  };
+}
+
+describe('migrating to a changed view', () => {
+  test('leaves it and the view that reads it as they are declared, ready for a refresh', async () => {
+    const before = await state();
+    expect(await tree.run(urlAs('owner'), 'drizzle-kit migrate')).toMatchObject({ code: 0 });
+    const after = await state();
+
+    const [branches, users, events, creditPacks, conversions, ...others] = before.relations;
+    expect(after.relations).toEqual([
+      branches,
+      users,
+      {
+        ...events,
+        columns: [...(events?.columns ?? []), 'days_to_conversion integer'],
+        comments: [
+          ...(events?.comments.slice(0, -1) ?? []),
+          {
+            on: 'COLUMN',
+            name: 'days_to_conversion',
+            text: 'Days from the creation of the user to the purchase that came first.',
+          },
+          events?.comments.at(-1),
+        ],
+      },
+      creditPacks,
+      conversions,
+      ...others,
+    ]);
+    expect([events?.name, conversions?.name]).toEqual([
+      'fct_client_conversion_events',
+      'fct_lead_conversions',
+    ]);
+    expect(after.schemas).toEqual(before.schemas);
+    expect(after.views).toEqual([
+      { ...before.views[0], definition: expect.stringContaining('days_to_conversion') },
+      before.views[1],
+    ]);
+    expect(after.rows[1]).toEqual(before.rows[1]);
+    const [days] = await owner`
+      select count(*)::int as converted
+      from fct_client_conversion_events
+      where lead_status = 'CLIENT'
+        and days_to_conversion
+          = client_conversion_event_local_created_at::date - local_user_created_at::date`;
+    const [clients] = await owner`
+      select count(*)::int as converted from fct_lead_conversions
+      where client_conversion_event_filter = 'ALL' and lead_status = 'CLIENT'`;
+    expect(days).toEqual(clients);
+
+    await owner`insert into dim_user (user_id) values ('new')`;
+    expect(await tree.run(urlAs('owner'), 'npm run refresh')).toMatchObject({
+      code: 0,
+      stdout: expect.stringMatching(
+        /^fct_client_conversion_events: 60001 rows, 1 inserted, 0 deleted, \d+ ms\nfct_lead_conversions: 180003 rows, 3 inserted, 0 deleted, \d+ ms\n$/,
+      ),
+      stderr: '',
+    });
+    expect(await tree.run(urlAs('owner'), 'drizzle-kit migrate')).toMatchObject({ code: 0 });
+  });
+
+  test('keeps the owner of the views when a superuser migrates', async () => {
+    expect(await tree.run(urlAs('postgres'), 'drizzle-kit migrate')).toMatchObject({ code: 0 });
+    expect(await owner`select distinct matviewowner from pg_matviews`).toEqual([
+      { matviewowner: 'owner' },
+    ]);
+    expect(await tree.run(urlAs('owner'), 'npm run refresh')).toMatchObject({ code: 0 });
+  });
+
+  test('keeps it too when a member of that role migrates', async () => {
+    await admin`create role deploy login in role owner`;
+    await admin`grant create on database gym to deploy`;
+    const { code, stdout } = await tree.run(urlAs('deploy'), 'drizzle-kit migrate');
+    expect([code, stdout]).toEqual([0, expect.any(String)]);
+    expect(await owner`select distinct matviewowner from pg_matviews`).toEqual([
+      { matviewowner: 'owner' },
+    ]);
+    expect(await tree.run(urlAs('owner'), 'npm run refresh')).toMatchObject({ code: 0 });
+  });
+});
+
+let endLoops: (() => Promise<unknown>)[] = [];
+afterEach(async () => {
+  await Promise.allSettled(endLoops.map((end) => end()));
+  endLoops = [];
+});
+
+/** A client that reads again and again, a hundred times a second at most. */
+function readInLoop(work: (reader: postgres.Sql) => PromiseLike<unknown[]>) {
+  const reader = postgres(urlAs('owner'), { max: 1 });
+  const reads: { at: number; took: number }[] = [];
+  let isOver = false;
+  const loop = async () => {
+    while (!isOver) {
+      const at = performance.now();
+      expect(await work(reader)).toHaveLength(4);
+      reads.push({ at, took: performance.now() - at });
+      await new Promise((resolve) => setTimeout(resolve, 10));
+    }
+  };
+  const running = loop().finally(() => reader.end());
+  running.catch(() => {}); // told by end
+  /** Throws if a read has failed, or has not seen the rows. */
+  const end = async () => {
+    isOver = true;
+    await running;
+    return {
+      longest: Math.max(...reads.map(({ took }) => took)),
+      readsIn: ({ from, to }: Period) => reads.filter(({ at }) => at > from && at < to).length,
+    };
+  };
+  endLoops.push(end);
+  return { end };
+}
+
+/** From and to when, in milliseconds. */
+interface Period {
+  from: number;
+  to: number;
+}
+
+/** From the first to the last moment at which a migration is seen to fill a view. */
+async function fillingOf(migrated: Promise<unknown>): Promise<Period> {
+  const seen: number[] = [];
+  let isOver = false;
+  migrated.finally(() => {
+    isOver = true;
+  });
+  while (!isOver) {
+    const filling = await owner`
+      select from pg_stat_activity
+      where datname = current_database() and state = 'active'
+        and query ilike '_refresh materialized view%'`;
+    if (filling.length > 0) {
+      seen.push(performance.now());
+    }
+    await new Promise((resolve) => setTimeout(resolve, 10));
+  }
+  return { from: Math.min(...seen), to: Math.max(...seen) };
+}
+
+/** Resolves once the exchange has been tried in vain so many times. */
+async function attempts(count: number): Promise<void> {
+  const isPausing = async () => {
+    const [pausing] = await owner`
+      select from pg_stat_activity
+      where datname = current_database() and wait_event = 'PgSleep'`;
+    return pausing !== undefined;
+  };
+  for (let attempt = 0; attempt < count; attempt += 1) {
+    await vi.waitUntil(isPausing, patience);
+    await vi.waitUntil(async () => !(await isPausing()), patience);
+  }
+}
+
+const one = { userId: '' };
+beforeEach(async () => {
+  const [user] = await owner<{ user_id: string }[]>`select user_id from dim_user limit 1`;
+  one.userId = user?.user_id ?? '';
+});
+const eventsOf = (reader: postgres.ISql) =>
+  reader`select lead_status from fct_client_conversion_events where user_id = ${one.userId}`;
+const conversionsOf = (reader: postgres.ISql) =>
+  reader`select lead_status from fct_lead_conversions where user_id = ${one.userId}`;
+
+/** Readers of every kind: in one statement, and in a transaction in either order. */
+const readers = {
+  statement: (reader: postgres.Sql) => reader`
+    select lead_status from fct_client_conversion_events where user_id = ${one.userId}
+    union all
+    select lead_status from fct_lead_conversions where user_id = ${one.userId}`,
+  upwards: (reader: postgres.Sql) =>
+    reader.begin(async (session) => [
+      ...(await eventsOf(session)),
+      ...(await conversionsOf(session)),
+    ]),
+  downwards: (reader: postgres.Sql) =>
+    reader.begin(async (session) => [
+      ...(await conversionsOf(session)),
+      ...(await eventsOf(session)),
+    ]),
+};
+
+describe('readers', () => {
+  test('are never refused, and wait for the exchange alone', async () => {
+    const loops = Object.values(readers).map(readInLoop);
+    const migrated = tree.run(urlAs('owner'), 'drizzle-kit migrate');
+    const filling = await fillingOf(migrated);
+    expect(await migrated).toMatchObject({ code: 0 });
+    for (const loop of loops) {
+      const { longest, readsIn } = await loop.end();
+      expect(readsIn(filling)).toBeGreaterThan(10);
+      expect(longest).toBeLessThan((filling.to - filling.from) / 2);
+    }
+  });
+
+  test('whose transaction began before see the rows of the new views', async () => {
+    const counts = await owner.begin('isolation level repeatable read', async (session) => {
+      await session`select from dim_user limit 1`;
+      expect(await tree.run(urlAs('owner'), 'drizzle-kit migrate')).toMatchObject({ code: 0 });
+      return await session`
+        select
+          (select count(*)::int from fct_client_conversion_events) as events,
+          (select count(*)::int from fct_lead_conversions) as conversions`;
+    });
+    expect([...counts]).toEqual([{ events: 60_000, conversions: 180_000 }]);
+  });
+
+  test('are let through while a long report keeps the exchange waiting', async () => {
+    const loops = Object.values(readers).map(readInLoop);
+    let migrated: Promise<unknown> | undefined;
+    const report = { from: 0, to: 0 };
+    await owner.begin(async (session) => {
+      await session`select from fct_lead_conversions limit 1`;
+      report.from = performance.now();
+      migrated = tree.run(urlAs('owner'), 'drizzle-kit migrate');
+      await attempts(3);
+      report.to = performance.now();
+    });
+    expect(await migrated).toMatchObject({ code: 0 });
+    for (const loop of loops) {
+      const { longest } = await loop.end();
+      expect(longest).toBeLessThan((report.to - report.from) / 2);
+    }
+  });
+});
+
+describe('a migration that cannot be completed leaves everything as it was', () => {
+  const change = async (...replacements: [from: string, to: string][]) => {
+    let changed = text;
+    for (const [from, to] of replacements) {
+      expect(changed).toContain(from);
+      changed = changed.replace(from, () => to);
+    }
+    await writeFile(migration, changed);
+  };
+
+  test('where a view of somebody else reads what it replaces, which it names', async () => {
+    await owner`create view sales_report as select * from fct_lead_conversions`;
+    const before = await state();
+    const { code, stdout, stderr } = await tree.run(urlAs('owner'), 'drizzle-kit migrate');
+    expect(code).toBe(1);
+    expect(stdout + stderr).toMatch(
+      /cannot drop materialized view fct_lead_conversions because other objects depend on it/,
+    );
+    expect(stdout + stderr).toMatch(
+      /view sales_report depends on materialized view fct_lead_conversions/,
+    );
+    expect(await state()).toEqual(before);
+    expect(await owner`select count(*)::int as rows from sales_report`).toEqual([
+      { rows: 180_000 },
+    ]);
+
+    await owner`drop view sales_report`;
+    expect(await tree.run(urlAs('owner'), 'drizzle-kit migrate')).toMatchObject({ code: 0 });
+  });
+
+  test('where the data is not what the view expects', async () => {
+    // Which the empty database did not tell on which the migration was tried.
+    await change([' as days_to_conversion', ' + 1 / length(user_id) as days_to_conversion']);
+    await owner`insert into dim_user (user_id) values ('')`;
+    const before = await state();
+    const { code, stdout, stderr } = await tree.run(urlAs('owner'), 'drizzle-kit migrate');
+    expect(code).toBe(1);
+    expect(stdout + stderr).toContain('division by zero');
+    expect(await state()).toEqual(before);
+  });
+
+  test('where it is killed while the new views are filled', async () => {
+    const before = await state();
+    const { process, result } = start(urlAs('owner'), 'drizzle-kit migrate', [], {}, tree.folder);
+    await sessionThatRuns(owner, '_refresh materialized view%fct_lead_conversions%');
+    process.kill('SIGKILL');
+    expect(await result).toMatchObject({ code: 'SIGKILL' });
+    await vi.waitUntil(async () => {
+      const left = await owner`
+        select from pg_stat_activity
+        where datname = current_database() and query like '%lead_conversions_new%'
+          and pid <> pg_backend_pid()`;
+      return left.length === 0;
+    }, patience);
+    expect(await state()).toEqual(before);
+    expect(await tree.run(urlAs('owner'), 'drizzle-kit migrate')).toMatchObject({ code: 0 });
+  });
+
+  test('where the views are being read all the time, by sessions that it names', async () => {
+    const before = await state();
+    await change(['1..100', '1..2'], ['attempt = 100', 'attempt = 2']);
+    await owner.begin(async (session) => {
+      const [reader] = await session<{ pid: number }[]>`
+        select pg_backend_pid() as pid from fct_lead_conversions limit 1`;
+      const { code, stdout, stderr } = await tree.run(urlAs('owner'), 'drizzle-kit migrate');
+      expect(code).toBe(1);
+      expect(stdout + stderr).toContain(
+        'Nothing was migrated, because others were using fct_lead_conversions and fct_client_conversion_events all the time. Migrate again later.',
+      );
+      expect(stdout + stderr).toContain(
+        `Sessions that use them: ${reader?.pid}. See pg_stat_activity.`,
+      );
+    });
+    expect(await state()).toEqual(before);
+  });
+});
+
+describe('a refresh', () => {
+  test('that is running is waited for', async () => {
+    let migrated: Promise<Result> | undefined;
+    await owner.begin(async (session) => {
+      await session`
+        select pg_advisory_xact_lock(hashtextextended('lead-conversions refresh', 0))`;
+      migrated = tree.run(urlAs('owner'), 'drizzle-kit migrate');
+      await sessionsThatWait(owner);
+    });
+    expect(await migrated).toMatchObject({ code: 0 });
+  });
+
+  test('does not run while views are being replaced', async () => {
+    let migrated: Promise<Result> | undefined;
+    await owner.begin(async (session) => {
+      await session`select from fct_lead_conversions limit 1`;
+      migrated = tree.run(urlAs('owner'), 'drizzle-kit migrate');
+      await attempts(1);
+      expect(await tree.run(urlAs('owner'), 'npm run refresh')).toMatchObject({ code: 75 });
+    });
+    expect(await migrated).toMatchObject({ code: 0 });
+  });
+});

@@ -1,0 +1,259 @@
+import { readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import type { Result } from './support/commands.ts';
+import { addDaysToConversion, type ScratchTree, scratchTree } from './support/scratch_tree.ts';
+
+let tree: ScratchTree;
+let landed: string[];
+beforeEach(async () => {
+  tree = await scratchTree();
+  landed = await tree.migrations();
+});
+afterEach(() => tree.remove());
+
+const generate = (...args: string[]): Promise<Result> => tree.run('', 'npm run generate', args);
+
+/** The statements of the one migration that was generated, after its heading. */
+async function generated(): Promise<{ heading: string; statements: string[] }> {
+  expect(await generate('--name', 'change')).toMatchObject({ code: 0, stderr: '' });
+  const [file, ...others] = (await tree.migrations()).filter((name) => !landed.includes(name));
+  expect(others).toEqual([]);
+  const text = await readFile(join(tree.folder, 'schema/migrations', file ?? ''), 'utf8');
+  const [, heading = '', sql = ''] = /^((?:-- [^\n]*\n)*)(.*)$/s.exec(text) ?? [];
+  return {
+    heading: heading.replaceAll(/\n?-- /g, ' ').trim(),
+    statements: sql.trimEnd().split('--> statement-breakpoint\n'),
+  };
+}
+
+const refused = async (result: Promise<Result>, message: RegExp) => {
+  expect(await result).toEqual({ code: 1, stdout: '', stderr: expect.stringMatching(message) });
+  expect(await tree.migrations()).toEqual(landed);
+};
+
+describe('npm run generate', () => {
+  test('has nothing to do where the migrations make what is declared', async () => {
+    expect(await generate('--name', 'nothing')).toEqual({
+      code: 0,
+      stdout: 'Nothing to generate: the migrations make what schema/ and views/ declare.\n',
+      stderr: '',
+    });
+    expect(await tree.migrations()).toEqual(landed);
+  });
+
+  test('writes what changes in comments, indexes and grants, and only that', async () => {
+    await tree.edit(
+      'views/fct_lead_conversions.ts',
+      [`'Identifier of the user.'`, `'The user''s identifier.'`.replace("''", "\\'")],
+      [`['branchId', 'localUserCreatedAt']`, `['branchId', 'leadStatus']`],
+      ['grants: { select: [readerRole] }', `grants: { select: ['pg_monitor'] }`],
+    );
+    await tree.edit('schema/dim_user.ts', [`'Name of the user.'`, `'Full name of the user.'`]);
+    expect(await generated()).toEqual({
+      heading: 'Says in the database what is declared of its tables and views.',
+      statements: [
+        `COMMENT ON COLUMN "public"."dim_user"."name" IS 'Full name of the user.';`,
+        'CREATE INDEX "fct_lead_conversions_branch_id_lead_status_idx" ON "public"."fct_lead_conversions" USING btree ("branch_id","lead_status");',
+        `COMMENT ON COLUMN "public"."fct_lead_conversions"."user_id" IS 'The user''s identifier.';`,
+        `COMMENT ON INDEX "public"."fct_lead_conversions_branch_id_lead_status_idx" IS 'Answers for the users of a branch, created between two dates.';`,
+        'GRANT SELECT ON "public"."fct_lead_conversions" TO "pg_monitor";',
+        'REVOKE SELECT ON "public"."fct_lead_conversions" FROM "lead_conversions_reader";',
+        expect.stringContaining(
+          'DROP INDEX "public"."fct_lead_conversions_branch_id_local_user_created_at_idx";',
+        ),
+      ],
+    });
+  });
+
+  test('adds a column of a table with its comment, and no view is replaced', async () => {
+    await tree.edit(
+      'schema/dim_user.ts',
+      [`email: varchar('email'),`, `email: varchar('email'), phone: varchar('phone'),`],
+      [`'E-mail address of the user.',`, `'E-mail address of the user.', phone: 'Telephone.',`],
+    );
+    expect(await generated()).toEqual({
+      heading: 'Changes dim_user.',
+      statements: [
+        'ALTER TABLE "dim_user" ADD COLUMN "phone" varchar;',
+        `COMMENT ON COLUMN "public"."dim_user"."phone" IS 'Telephone.';`,
+      ],
+    });
+  });
+
+  test('replaces a changed view and the view that reads it, and never cascades', async () => {
+    await addDaysToConversion(tree);
+    const { heading, statements } = await generated();
+    expect(heading).toMatch(
+      /^Replaces fct_client_conversion_events, and fct_lead_conversions, which reads it\. /,
+    );
+    expect(statements.join('\n')).not.toMatch(/cascade/i);
+    expect(statements[0]).toMatch(/^SELECT pg_advisory_xact_lock\(/);
+  });
+
+  test('replaces the second view alone where only that one changes', async () => {
+    await tree.edit('views/fct_lead_conversions.ts', [
+      `('ALL'::varchar, true, true)`,
+      `('ALL'::varchar, true, true),\n        ('NONE'::varchar, false, false)`,
+    ]);
+    const { heading, statements } = await generated();
+    expect(heading).toMatch(/^Replaces fct_lead_conversions\. /);
+    expect(statements.filter((statement) => /"fct_client_conv/.test(statement))).toEqual([]);
+  });
+
+  test('drops a column that the old view read after that view', async () => {
+    await tree.edit('views/fct_client_conversion_events.ts', [
+      `coalesce(dim_branch.timezone_id, 'UTC')`,
+      `'UTC'`,
+    ]);
+    await tree.edit(
+      'schema/dim_branch.ts',
+      [`timezoneId: varchar('timezone_id'),`, ''],
+      [/check\(\n *'dim_branch_timezone_id_check',.*?\n {6}\),/s, ''],
+      [/timezoneId:\n.*?',\n/s, ''],
+      [/dim_branch_timezone_id_check:\n.*?',\n/s, ''],
+    );
+    const { heading, statements } = await generated();
+    expect(heading).toMatch(/^Changes dim_branch\. Replaces fct_client_conversion_events, /);
+    expect(statements[1]).toBe(
+      'ALTER TABLE "dim_branch" DROP CONSTRAINT "dim_branch_timezone_id_check";',
+    );
+    expect(statements.at(-1)).toBe('ALTER TABLE "dim_branch" DROP COLUMN "timezone_id";');
+  });
+
+  test('adds a new view under its name, and removes one again with a table', async () => {
+    await tree.edit(
+      'views/view_refreshes.ts',
+      [
+        'import { bigint,',
+        `import { sql } from 'drizzle-orm';\nimport { pgMaterializedView, bigint,`,
+      ],
+      [
+        '/** One row per view and refresh:',
+        `export const notes = withProperties(pgTable('notes', { note: varchar('note') }), {
+  comment: 'One row per note.', columns: { note: 'Its text.' },
+});
+export const branchUsers = withProperties(
+  pgMaterializedView('branch_users', { branchId: varchar('branch_id').notNull() })
+    .as(sql\`select distinct branch_id collate "default" as branch_id from fct_lead_conversions\`),
+  {
+    comment: 'One row per branch.', columns: { branchId: 'The branch.' }, uniqueKey: ['branchId'],
+  },
+);
+/** One row per view and refresh:`,
+      ],
+    );
+    await tree.edit('views/index.ts', [
+      'export { type RecordedRefresh',
+      'export { branchUsers, notes, type RecordedRefresh',
+    ]);
+    await refused(
+      generate('--name', 'branch_users'),
+      /^branch_users is not among viewsInOrder of views\/refresh\.ts: nothing refreshes it\.\n$/,
+    );
+    await tree.edit(
+      'views/refresh.ts',
+      [
+        'fctClientConversionEvents, fctLeadConversions]',
+        'fctClientConversionEvents, fctLeadConversions, branchUsers]',
+      ],
+      [`import { viewRefreshes }`, `import { branchUsers, viewRefreshes }`],
+    );
+    expect(await generated()).toEqual({
+      heading: 'Changes notes. Adds branch_users.',
+      statements: [
+        'CREATE TABLE "notes" (\n\t"note" varchar\n);\n',
+        `COMMENT ON TABLE "public"."notes" IS 'One row per note.';`,
+        `COMMENT ON COLUMN "public"."notes"."note" IS 'Its text.';`,
+        'CREATE MATERIALIZED VIEW "public"."branch_users" AS (select distinct branch_id collate "default" as branch_id from fct_lead_conversions) WITH NO DATA;',
+        'REFRESH MATERIALIZED VIEW "public"."branch_users";',
+        'CREATE UNIQUE INDEX "branch_users_branch_id_key" ON "public"."branch_users" USING btree ("branch_id");',
+        `COMMENT ON MATERIALIZED VIEW "public"."branch_users" IS 'One row per branch.';`,
+        `COMMENT ON COLUMN "public"."branch_users"."branch_id" IS 'The branch.';`,
+        `COMMENT ON INDEX "public"."branch_users_branch_id_key" IS 'One row per branch_id. REFRESH MATERIALIZED VIEW CONCURRENTLY needs it.';`,
+        'ANALYZE "public"."branch_users";',
+      ],
+    });
+
+    landed = await tree.migrations();
+    await tree.edit('views/index.ts', ['branchUsers, notes, ', '']);
+    await tree.edit('views/refresh.ts', [', branchUsers]', ']'], ['branchUsers, viewR', 'viewR']);
+    const { heading, statements } = await generated();
+    expect(heading).toMatch(/^Changes notes\. Removes branch_users\. /);
+    expect(statements.at(-1)).toBe('DROP TABLE "notes";');
+    expect(statements.join('\n')).toContain('DROP MATERIALIZED VIEW "public"."branch_users";');
+    expect(statements.join('\n')).not.toContain('fct_');
+  });
+
+  test('refuses a name that is none', async () => {
+    for (const args of [[], ['--name', 'Days To Conversion']]) {
+      await refused(
+        generate(...args),
+        /^Name the migration after what changes, in lower case, digits and underscores: /,
+      );
+    }
+  });
+
+  test('with --check fails where something is missing, shows it and writes nothing', async () => {
+    await tree.edit('schema/dim_user.ts', [`'Name of the user.'`, `'Full name of the user.'`]);
+    await refused(
+      generate('--check'),
+      /^The migrations do not make what schema\/ and views\/ declare\. .*IS 'Full name of the user\.';\n/s,
+    );
+  });
+
+  test('refuses SQL that fails, and writes nothing', async () => {
+    await tree.edit('views/fct_lead_conversions.ts', [
+      'from fct_client_conversion_events as events',
+      'from fct_conversion_events as events',
+    ]);
+    await refused(
+      generate('--name', 'typo'),
+      /^A statement of the migration would fail: relation "fct_conversion_events" does not exist\nline \d+: from fct_conversion_events as events\n$/,
+    );
+  });
+
+  test('refuses a view that has other columns than declared', async () => {
+    await tree.edit('views/fct_lead_conversions.ts', [
+      'end::varchar as lead_status',
+      'end as lead_status',
+    ]);
+    await refused(
+      generate('--name', 'columns'),
+      /^The migrations would not make fct_lead_conversions as it is declared: its columns would be /,
+    );
+  });
+
+  test('refuses a table, a check and an index without a comment', async () => {
+    await tree.edit('schema/dim_user.ts', [
+      'checks: { dim_user_created_at_check: calendarRangeRule },',
+      '',
+    ]);
+    await refused(
+      generate('--name', 'comments'),
+      /^dim_user_created_at_check of dim_user has no comment: declare it with withProperties, /,
+    );
+    await tree.edit('views/view_refreshes.ts', [
+      '/** One row per view and refresh:',
+      `export const notes = pgTable('notes', { note: varchar('note') });\n/** One row per view and refresh:`,
+    ]);
+    await tree.edit('views/index.ts', ['{ type RecordedRefresh', '{ notes, type RecordedRefresh']);
+    await tree.edit('schema/dim_user.ts', [
+      `created.',\n    },`,
+      `created.',\n    },\n    checks: { dim_user_created_at_check: calendarRangeRule },`,
+    ]);
+    await refused(generate('--name', 'comments'), /^notes has no comment: /);
+  });
+
+  test('stops where drizzle-kit has a question and nobody can answer', async () => {
+    await tree.edit(
+      'schema/dim_user.ts',
+      [`name: varchar('name'),`, `fullName: varchar('full_name'),`],
+      [`name: 'Name of the user.'`, `fullName: 'Name of the user.'`],
+    );
+    const { code, stderr } = await generate('--name', 'rename');
+    expect(code).not.toBe(0);
+    expect(stderr).toContain('drizzle-kit has a question. Run "npm run generate" in a terminal.\n');
+    expect(await tree.migrations()).toEqual(landed);
+  });
+});

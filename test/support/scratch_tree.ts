@@ -1,0 +1,79 @@
+import { cp, mkdtemp, readdir, readFile, rm, symlink, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join, resolve } from 'node:path';
+import { type Result, run } from './commands.ts';
+
+/** A copy of this package, to change and to run its commands in. */
+export interface ScratchTree {
+  folder: string;
+  /** Replaces texts in one of its files. Throws if one is not there exactly once. */
+  edit(file: string, ...replacements: [from: string | RegExp, to: string][]): Promise<void>;
+  /** Runs a command there, as `run` does. */
+  run(url: string, command: Parameters<typeof run>[1], args?: string[]): Promise<Result>;
+  /** The names of its migrations. */
+  migrations(): Promise<string[]>;
+  remove(): Promise<void>;
+}
+
+const contents = [
+  '.tsconfig.build.json',
+  'README.md',
+  'LICENSE',
+  'package.json',
+  'drizzle.config.ts',
+  'tsconfig.json',
+  'schema',
+  'views',
+  'scripts',
+];
+
+export async function scratchTree(): Promise<ScratchTree> {
+  const folder = await mkdtemp(join(tmpdir(), 'lead-conversions-tree-'));
+  for (const name of contents) {
+    await cp(name, join(folder, name), { recursive: true });
+  }
+  await symlink(resolve('node_modules'), join(folder, 'node_modules'));
+  return {
+    folder,
+    edit: async (file, ...replacements) => {
+      let text = await readFile(join(folder, file), 'utf8');
+      for (const [from, to] of replacements) {
+        if (text.split(from).length !== 2) {
+          throw new Error(`${file} does not have this text exactly once: ${from}`);
+        }
+        text = text.replace(from, () => to);
+      }
+      await writeFile(join(folder, file), text);
+    },
+    run: (url, command, args = []) => run(url, command, args, {}, folder),
+    migrations: async () =>
+      (await readdir(join(folder, 'schema/migrations'))).filter((name) => name.endsWith('.sql')),
+    remove: () => rm(folder, { recursive: true }),
+  };
+}
+
+/** Adds a column to the first view, which the second one reads. */
+export const addDaysToConversion = (tree: ScratchTree): Promise<void> =>
+  tree.edit(
+    'views/fct_client_conversion_events.ts',
+    ['import { pgMaterializedView, varchar }', 'import { integer, pgMaterializedView, varchar }'],
+    [
+      `varchar('first_credit_pack_source'),`,
+      `varchar('first_credit_pack_source'),
+    daysToConversion: integer('days_to_conversion'),`,
+    ],
+    [
+      'credit_pack_source as first_credit_pack_source\nfrom',
+      `credit_pack_source as first_credit_pack_source,
+
+    -- In whole days, on the clock of the branch. NULL for a lead.
+    least(local_membership_purchased_at, local_credit_pack_purchased_at)::date
+        - local_user_created_at::date as days_to_conversion
+from`,
+    ],
+    [
+      `'Source of the purchase of the first credit pack.',`,
+      `'Source of the purchase of the first credit pack.',
+      daysToConversion: 'Days from the creation of the user to the purchase that came first.',`,
+    ],
+  );
