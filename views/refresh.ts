@@ -13,7 +13,7 @@ import {
   type PgQueryResultHKT,
   PgTransaction,
 } from 'drizzle-orm/pg-core';
-import packageJson from '../package.json' with { type: 'json' };
+import packageJson from 'lead-conversions/package.json' with { type: 'json' };
 import { type CatalogedView, catalogView, lockHolders, notMigrated } from './catalog.ts';
 import { fctClientConversionEvents } from './fct_client_conversion_events.ts';
 import { fctLeadConversions } from './fct_lead_conversions.ts';
