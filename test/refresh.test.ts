@@ -222,6 +222,8 @@ describe('before it begins, a refresh says what is wrong and what to do:', () =>
     ],
   ])('REFRESH … CONCURRENTLY has no unique index to use: %s', async (index, flaw) => {
     const key = 'fct_lead_conversions_user_id_client_conversion_event_filter_key';
+    const comment = sql<string>`obj_description(${key}::regclass, 'pg_class')`;
+    const [was] = await database.db.select({ comment }).from(sql`(values (1)) as once`);
     await database.db.insert(dimUser).values({ userId: 'a' });
     await refresh();
     await execute(`alter index ${key} rename to usable`, 'drop index usable');
@@ -237,6 +239,7 @@ describe('before it begins, a refresh says what is wrong and what to do:', () =>
       await execute(
         'drop index if exists flawed',
         `create unique index ${key} on fct_lead_conversions (user_id, client_conversion_event_filter)`,
+        `comment on index ${key} is '${was?.comment}'`,
       );
     }
   });
