@@ -7,7 +7,7 @@ import { generate } from '../scripts/benchmark/data.ts';
 import { readRelations } from '../scripts/generate/catalog.ts';
 import { type PostgresServer, startPostgres } from '../scripts/postgres_server.ts';
 import { type Result, run, start } from './support/commands.ts';
-import { addDaysToConversion, type ScratchTree, scratchTree } from './support/scratch_tree.ts';
+import { addUserInitial, type ScratchTree, scratchTree } from './support/scratch_tree.ts';
 import { patience, sessionsThatWait, sessionThatRuns } from './support/sessions.ts';
 
 /** A server of its own, because roles belong to a whole server. */
@@ -35,8 +35,8 @@ beforeAll(async () => {
   await run(urlAs('owner', 'template'), 'npm run refresh');
 
   tree = await scratchTree();
-  await addDaysToConversion(tree);
-  await tree.run('', 'npm run generate', ['--name', 'days_to_conversion']);
+  await addUserInitial(tree);
+  await tree.run('', 'npm run generate', ['--name', 'user_initial']);
   migration = join(tree.folder, 'schema/migrations', (await tree.migrations()).at(-1) ?? '');
 }, 180_000);
 afterAll(async () => {
@@ -90,16 +90,13 @@ describe('migrating to a changed view', () => {
       users,
       {
         ...events,
-        columns: [...(events?.columns ?? []), 'days_to_conversion integer'],
-        comments: [
-          ...(events?.comments.slice(0, -1) ?? []),
-          {
-            on: 'COLUMN',
-            name: 'days_to_conversion',
-            text: 'Days from the creation of the user to the purchase that came first.',
-          },
-          events?.comments.at(-1),
-        ],
+        columns: events?.columns.toSpliced(-1, 0, 'user_initial varchar COLLATE "C"'),
+        // The last two are on the last column and on the index.
+        comments: events?.comments.toSpliced(-2, 0, {
+          on: 'COLUMN',
+          name: 'user_initial',
+          text: 'First character of user_id.',
+        }),
       },
       creditPacks,
       conversions,
@@ -111,20 +108,15 @@ describe('migrating to a changed view', () => {
     ]);
     expect(after.schemas).toEqual(before.schemas);
     expect(after.views).toEqual([
-      { ...before.views[0], definition: expect.stringContaining('days_to_conversion') },
+      { ...before.views[0], definition: expect.stringContaining('user_initial') },
       before.views[1],
     ]);
     expect(after.rows[1]).toEqual(before.rows[1]);
-    const [days] = await owner`
-      select count(*)::int as converted
-      from fct_client_conversion_events
-      where lead_status = 'CLIENT'
-        and days_to_conversion
-          = client_conversion_event_local_created_at::date - local_user_created_at::date`;
-    const [clients] = await owner`
-      select count(*)::int as converted from fct_lead_conversions
-      where client_conversion_event_filter = 'ALL' and lead_status = 'CLIENT'`;
-    expect(days).toEqual(clients);
+    expect(
+      await owner`
+        select count(*)::int as users from fct_client_conversion_events
+        where user_initial = substr(user_id, 1, 1)`,
+    ).toEqual([{ users: 60_000 }]);
 
     await owner`insert into dim_user (user_id) values ('new')`;
     expect(await tree.run(urlAs('owner'), 'npm run refresh')).toMatchObject({
@@ -335,7 +327,7 @@ describe('a migration that cannot be completed leaves everything as it was', () 
 
   test('where the data is not what the view expects', async () => {
     // Which the empty database did not tell on which the migration was tried.
-    await change([' as days_to_conversion', ' + 1 / length(user_id) as days_to_conversion']);
+    await change(['left(user_id, 1)', 'left(user_id, 60 / length(user_id))']);
     await owner`insert into dim_user (user_id) values ('')`;
     const before = await state();
     const { code, stdout, stderr } = await tree.run(urlAs('owner'), 'drizzle-kit migrate');

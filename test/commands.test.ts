@@ -10,7 +10,11 @@ const unmigrated = useUnmigratedDatabase();
 
 test('migrate, load and refresh take an empty database to both reports', async () => {
   const { url } = unmigrated;
-  expect(await run(url, 'drizzle-kit migrate')).toMatchObject({ code: 0 });
+  expect(await run(url, 'drizzle-kit migrate')).toMatchObject({
+    code: 0,
+    stdout: expect.stringContaining('migrations applied successfully!'),
+    stderr: '',
+  });
 
   expect(await run(url, 'npm run load', ['test/sample'])).toEqual({
     code: 0,

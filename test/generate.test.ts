@@ -2,7 +2,7 @@ import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import type { Result } from './support/commands.ts';
-import { addDaysToConversion, type ScratchTree, scratchTree } from './support/scratch_tree.ts';
+import { addUserInitial, type ScratchTree, scratchTree } from './support/scratch_tree.ts';
 
 let tree: ScratchTree;
 let landed: string[];
@@ -82,7 +82,7 @@ describe('npm run generate', () => {
   });
 
   test('replaces a changed view and the view that reads it, and never cascades', async () => {
-    await addDaysToConversion(tree);
+    await addUserInitial(tree);
     const { heading, statements } = await generated();
     expect(heading).toMatch(
       /^Replaces fct_client_conversion_events, and fct_lead_conversions, which reads it\. /,

@@ -53,27 +53,21 @@ export async function scratchTree(): Promise<ScratchTree> {
 }
 
 /** Adds a column to the first view, which the second one reads. */
-export const addDaysToConversion = (tree: ScratchTree): Promise<void> =>
+export const addUserInitial = (tree: ScratchTree): Promise<void> =>
   tree.edit(
     'views/fct_client_conversion_events.ts',
-    ['import { pgMaterializedView, varchar }', 'import { integer, pgMaterializedView, varchar }'],
     [
-      `varchar('first_credit_pack_source'),`,
-      `varchar('first_credit_pack_source'),
-    daysToConversion: integer('days_to_conversion'),`,
+      `firstCreditPackSource: varchar('first_credit_pack_source'),`,
+      `userInitial: identifier('user_initial'),
+    firstCreditPackSource: varchar('first_credit_pack_source'),`,
     ],
     [
-      'credit_pack_source as first_credit_pack_source\nfrom',
-      `credit_pack_source as first_credit_pack_source,
-
-    -- In whole days, on the clock of the branch. NULL for a lead.
-    least(local_membership_purchased_at, local_credit_pack_purchased_at)::date
-        - local_user_created_at::date as days_to_conversion
-from`,
+      'credit_pack_source as first_credit_pack_source',
+      'left(user_id, 1)::varchar as user_initial,\n    credit_pack_source as first_credit_pack_source',
     ],
     [
-      `'Source of the purchase of the first credit pack.',`,
-      `'Source of the purchase of the first credit pack.',
-      daysToConversion: 'Days from the creation of the user to the purchase that came first.',`,
+      `firstCreditPackSource: 'Source`,
+      `userInitial: 'First character of user_id.',
+      firstCreditPackSource: 'Source`,
     ],
   );
