@@ -101,6 +101,25 @@ test('the two reports are populated materialized views', async () => {
   ]);
 });
 
+test('the tables have these indexes', async () => {
+  const indexes = await database.db
+    .select({
+      index: sql`replace(replace(indexdef, 'public.', ''), ' USING btree', '')`,
+    })
+    .from(sql`pg_indexes`)
+    .where(sql`tablename in (select tablename from pg_tables where schemaname = 'public')`)
+    .orderBy(sql`tablename`, sql`indexname`);
+  expect(indexes.map(({ index }) => index)).toEqual([
+    'CREATE UNIQUE INDEX dim_branch_pkey ON dim_branch (branch_id)',
+    'CREATE UNIQUE INDEX dim_user_pkey ON dim_user (user_id)',
+    'CREATE INDEX fct_credit_pack_purchases_first ON fct_credit_pack_purchases (user_id, credit_pack_purchased_at, credit_pack_id)',
+    'CREATE UNIQUE INDEX fct_credit_pack_purchases_user_id_credit_pack_id_pk ON fct_credit_pack_purchases (user_id, credit_pack_id)',
+    'CREATE INDEX fct_membership_purchases_first ON fct_membership_purchases (user_id, membership_purchased_at, user_membership_id)',
+    'CREATE UNIQUE INDEX fct_membership_purchases_user_id_user_membership_id_pk ON fct_membership_purchases (user_id, user_membership_id)',
+    'CREATE UNIQUE INDEX view_refreshes_view_started_at_pk ON view_refreshes (view, started_at)',
+  ]);
+});
+
 test('every table and view has what is declared of it, and there are no others', async () => {
   const declared = declaredRelations();
   expect(declared.map(({ name }) => name)).toEqual([
@@ -122,6 +141,7 @@ test.each([
   'comment on index fct_membership_purchases_first is null',
   'drop index fct_lead_conversions_branch_id_local_user_created_at_idx',
   'create index on fct_client_conversion_events (branch_id)',
+  'create index on dim_user (branch_id)',
   'alter table dim_user add column phone varchar',
   'alter table dim_user alter column name type text',
   'alter table dim_user alter column name set not null',

@@ -66,17 +66,26 @@ describe('npm run generate', () => {
     });
   });
 
-  test('adds a column of a table with its comment, and no view is replaced', async () => {
+  test('adds a column of a table and its indexes with their comments, and replaces no view', async () => {
     await tree.edit(
       'schema/dim_user.ts',
-      [`email: varchar('email'),`, `email: varchar('email'), phone: varchar('phone'),`],
+      ['import { check, ', 'import { check, index, '],
+      [`email: varchar('email'),`, `email: varchar('email'), phone: varchar('phone').unique(),`],
       [`'E-mail address of the user.',`, `'E-mail address of the user.', phone: 'Telephone.',`],
+      ['(table) => [', `(table) => [index('dim_user_latest').on(table.createdAt.desc()), `],
+      [
+        'checks: { dim_user',
+        `indexes: { dim_user_latest: 'The latest users.' }, checks: { dim_user`,
+      ],
     );
     expect(await generated()).toEqual({
       heading: 'Changes dim_user.',
       statements: [
         'ALTER TABLE "dim_user" ADD COLUMN "phone" varchar;',
+        'CREATE INDEX "dim_user_latest" ON "dim_user" USING btree ("created_at" DESC NULLS LAST);',
+        'ALTER TABLE "dim_user" ADD CONSTRAINT "dim_user_phone_unique" UNIQUE("phone");',
         `COMMENT ON COLUMN "public"."dim_user"."phone" IS 'Telephone.';`,
+        `COMMENT ON INDEX "public"."dim_user_latest" IS 'The latest users.';`,
       ],
     });
   });
@@ -213,6 +222,34 @@ export const branchUsers = withProperties(
     );
   });
 
+  test('tells types as Postgres writes them from others', async () => {
+    await tree.edit(
+      'views/fct_lead_conversions.ts',
+      ['import { pgMaterializedView, varchar }', 'import { numeric, pgMaterializedView, varchar }'],
+      [
+        `userId: identifier('user_id').notNull(),`,
+        `userId: identifier('user_id').notNull(), share: numeric('share', { precision: 10, scale: 2 }),`,
+      ],
+      [
+        'select\n    user_id,\n    branch_id,',
+        'select\n    user_id, 1::numeric(10,2) as share,\n    branch_id,',
+      ],
+      [`userId: 'Identifier of the user.',`, `userId: 'Identifier of the user.', share: 'One.',`],
+    );
+    await tree.edit(
+      'schema/dim_user.ts',
+      ['import { check, ', 'import { char, check, '],
+      [
+        `email: varchar('email'),`,
+        `email: varchar('email'), initial: char('initial', { length: 1 }),`,
+      ],
+      [`'E-mail address of the user.',`, `'E-mail address of the user.', initial: 'Of the name.',`],
+    );
+    expect((await generated()).heading).toMatch(
+      /^Changes dim_user\. Replaces fct_lead_conversions\. /,
+    );
+  });
+
   test('refuses a view that has other columns than declared', async () => {
     await tree.edit('views/fct_lead_conversions.ts', [
       'end::varchar as lead_status',
@@ -231,7 +268,7 @@ export const branchUsers = withProperties(
     ]);
     await refused(
       generate('--name', 'comments'),
-      /^dim_user_created_at_check of dim_user has no comment: declare it with withProperties, /,
+      /^The check dim_user_created_at_check of dim_user has no comment: declare it with withProperties, /,
     );
     await tree.edit('views/view_refreshes.ts', [
       '/** One row per view and refresh:',

@@ -29,8 +29,11 @@ export interface Relation {
 
 export interface Index {
   name: string;
-  /** What CREATE INDEX says of it, its names aside, such as `UNIQUE btree (user_id)`. */
-  definition: string;
+  /**
+   * On a view what CREATE INDEX says of it, its names aside, such as
+   * `UNIQUE btree (user_id)`. Null on a table: there drizzle-kit sees to it.
+   */
+  definition: string | null;
 }
 
 export interface Comment {
@@ -62,47 +65,54 @@ export function declaredRelations(): Relation[] {
 }
 
 function declaredTable(table: PgTable): Relation {
-  const { name, columns, checks, indexes, primaryKeys } = getTableConfig(table);
+  const { name, columns, checks, indexes, primaryKeys, uniqueConstraints } = getTableConfig(table);
   const properties = propertiesOf(table) ?? undeclared(name);
-  const [keyColumn] = columns.filter(({ primary }) => primary);
-  const keys = [
-    ...(keyColumn ? [{ name: `${name}_pkey`, columns: [keyColumn] }] : []),
-    ...primaryKeys.map((key) => ({ name: key.getName(), columns: key.columns })),
+  const constraints: (string | undefined)[] = [
+    ...columns.map(({ primary }) => (primary ? `${name}_pkey` : undefined)),
+    ...columns.map(({ isUnique, uniqueName }) => (isUnique ? uniqueName : undefined)),
+    ...primaryKeys.map((key) => key.getName()),
+    ...uniqueConstraints.map((unique) => unique.getName()),
   ];
-  const commentOn = (
-    on: 'CONSTRAINT' | 'INDEX',
-    object: string,
-    texts?: Record<string, string>,
-  ) => ({
-    on,
-    name: object,
-    text: texts?.[object] ?? undeclared(`${object} of ${name}`),
-  });
+  const indexComments: Comment[] = [
+    ...constraints
+      .filter((constraint) => constraint !== undefined)
+      .map((constraint): Comment => ({ on: 'INDEX', name: constraint, text: null })),
+    ...indexes.map(
+      ({ config }): Comment => ({
+        on: 'INDEX',
+        name: config.name ?? undeclared(`An index of ${name} without a name`),
+        text:
+          properties.indexes?.[config.name ?? ''] ??
+          undeclared(`The index ${config.name} of ${name}`),
+      }),
+    ),
+  ].sort(byName);
   return {
     name,
     kind: 'TABLE',
     columns: columns
       .toSorted(byName)
       .map((column) =>
-        [column.name, column.getSQLType(), column.notNull && 'NOT NULL'].filter(Boolean).join(' '),
+        [column.name, typeOf(column), column.notNull && 'NOT NULL'].filter(Boolean).join(' '),
       ),
-    indexes: [
-      ...keys.map((key) => index(key.name, true, key.columns)),
-      ...indexes.map(({ config }) =>
-        index(config.name ?? '', config.unique, config.columns as { name: string }[]),
-      ),
-    ].sort(byName),
+    indexes: indexComments.map((index) => ({ name: index.name, definition: null })),
     comments: [
       ...columnComments(
         name,
         Object.entries(getTableColumns(table)).sort(([, one], [, other]) => byName(one, other)),
         properties,
       ),
-      ...checks.map((check) => commentOn('CONSTRAINT', check.name, properties.checks)).sort(byName),
-      ...[
-        ...keys.map((key): Comment => ({ on: 'INDEX', name: key.name, text: null })),
-        ...indexes.map(({ config }) => commentOn('INDEX', config.name ?? '', properties.indexes)),
-      ].sort(byName),
+      ...checks
+        .map(
+          (check): Comment => ({
+            on: 'CONSTRAINT',
+            name: check.name,
+            text:
+              properties.checks?.[check.name] ?? undeclared(`The check ${check.name} of ${name}`),
+          }),
+        )
+        .sort(byName),
+      ...indexComments,
     ],
     grants: grantsOf(properties),
   };
@@ -125,15 +135,20 @@ function declaredView(view: PgMaterializedView): Relation {
     ...(properties.indexes ?? []).map((declared) => ({ ...declared, unique: false })),
   ].map(({ on, unique, comment }) => ({
     name: indexName([name, ...on.map(nameOf)], unique ? 'key' : 'idx'),
-    on: on.map((key) => ({ name: nameOf(key) })),
+    on,
     unique,
     comment,
   }));
   return {
     name,
     kind: 'MATERIALIZED VIEW',
-    columns: Object.values(columns).map((column) => `${column.name} ${column.getSQLType()}`),
-    indexes: indexes.map(({ name, unique, on }) => index(name, unique, on)).sort(byName),
+    columns: Object.values(columns).map((column) => `${column.name} ${typeOf(column)}`),
+    indexes: indexes
+      .map(({ name, on, unique }) => ({
+        name,
+        definition: `${unique ? 'UNIQUE ' : ''}btree (${on.map(nameOf).join(', ')})`,
+      }))
+      .sort(byName),
     comments: [
       ...columnComments(name, Object.entries(columns), properties),
       ...indexes
@@ -144,17 +159,15 @@ function declaredView(view: PgMaterializedView): Relation {
   };
 }
 
+/** As Postgres writes it: `numeric(10,2)`. */
+const typeOf = (column: PgColumn) => column.getSQLType().replaceAll(', ', ',');
+
 /** In Postgres' own manner, and no longer than the 63 bytes that it keeps of a name. */
 const indexName = (parts: string[], suffix: string) =>
   `${parts.join('_').slice(0, 62 - suffix.length)}_${suffix}`;
 
 const keyComment = (columns: string[]) =>
   `One row per ${columns.join(' and ')}. REFRESH MATERIALIZED VIEW CONCURRENTLY needs it.`;
-
-const index = (name: string, unique: boolean, columns: { name: string }[]): Index => ({
-  name,
-  definition: `${unique ? 'UNIQUE ' : ''}btree (${columns.map((column) => column.name).join(', ')})`,
-});
 
 /** The comments on a relation and its columns. */
 const columnComments = (
@@ -204,8 +217,10 @@ export async function readRelations(
       indexes: list<Index>(sql`
         select json_agg(json_build_object(
           'name', index.relname,
-          'definition', case when indisunique then 'UNIQUE ' else '' end
+          'definition', case pg_class.relkind when 'm' then
+            case when indisunique then 'UNIQUE ' else '' end
             || replace(regexp_replace(pg_get_indexdef(index.oid), '^.* USING ', ''), '"', '')
+          end
         ) order by index.relname)
         from pg_index inner join pg_class as index on indexrelid = index.oid
         where indrelid = pg_class.oid`),

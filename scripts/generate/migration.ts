@@ -210,7 +210,8 @@ function completing(declared: Relation, actual: Relation | undefined, inSchema: 
     })[on];
   return [
     ...without(indexesOf(declared), indexesOf(actual)).map(({ name, definition }) => {
-      const [, unique = '', columns = ''] = /^(UNIQUE )?btree \((.*)\)$/.exec(definition) ?? [];
+      const [, unique = '', columns = ''] =
+        /^(UNIQUE )?btree \((.*)\)$/.exec(definition ?? '') ?? [];
       return `CREATE ${unique}INDEX "${name}" ON ${relation} USING btree ("${columns.split(', ').join('","')}");`;
     }),
     ...without(declared.comments, actual?.comments)
@@ -306,11 +307,13 @@ function placeOf(error: unknown, statement: string): string {
   return `line ${before}: ${statement.split('\n')[before - 1]?.trim()}`;
 }
 
-/** Throws if a relation is not as it is declared. */
+/** Throws an Error that names what is not as it is declared. */
 function refuseDifferences(declared: Relation[], actual: Relation[]): void {
   for (const relation of declared) {
     const made = named(relation.name, actual);
-    for (const property of ['columns', 'indexes', 'comments', 'grants'] as const) {
+    const properties = ['comments', 'grants', 'columns', 'indexes'] as const;
+    // The columns and indexes of a table are as drizzle-kit has made them.
+    for (const property of properties.slice(0, relation.kind === 'TABLE' ? 2 : 4)) {
       const [is, wanted] = [made?.[property], relation[property]];
       if (!isDeepStrictEqual(is, wanted)) {
         throw new Error(
