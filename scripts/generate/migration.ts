@@ -275,6 +275,8 @@ function dropOnceUnread(indexes: string[], views: string[]): string {
     ...views.map((name) => `DROP MATERIALIZED VIEW "public"."${name}";`),
   ];
   return `DO $$
+DECLARE
+	dependents text;
 BEGIN
 	FOR attempt IN 1..100 LOOP
 		BEGIN
@@ -294,6 +296,10 @@ ${drops.map((drop) => `			${drop}`).join('\n')}
 					);
 			END IF;
 			PERFORM pg_sleep(1);
+		WHEN dependent_objects_still_exist THEN
+			GET STACKED DIAGNOSTICS dependents = PG_EXCEPTION_DETAIL;
+			RAISE EXCEPTION 'Nothing was migrated, because what it replaces is in use: %. Drop that, migrate, and create it again.', dependents
+				USING ERRCODE = 'dependent_objects_still_exist';
 		END;
 	END LOOP;
 END
