@@ -32,8 +32,8 @@ Refreshes the views of the database that DATABASE_URL names.
 Durations and sizes are in Postgres' notation: 2s, 5min, 256MB. An option that is
 not given is taken from LEAD_CONVERSIONS_LOCK_TIMEOUT and so on.
 
-Exit codes: 0 refreshed, 1 failed, 75 skipped because a refresh is running,
-130 and 143 cancelled by SIGINT and SIGTERM.`;
+Exit codes: 0 refreshed, 1 failed, 75 skipped because a refresh or a migration of
+the views is running, 130 and 143 cancelled by SIGINT and SIGTERM.`;
 
 /** By outcome. 75 is EX_TEMPFAIL of sysexits.h: nothing is wrong, try again later. */
 const exitCodes = { refreshed: 0, failed: 1, skipped: 75 };

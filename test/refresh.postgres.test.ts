@@ -112,7 +112,7 @@ describe('of refreshes that overlap,', () => {
     expect(results.map(({ code }) => code).toSorted()).toEqual([0, 75, 75, 75, 75, 75, 75, 75]);
     const reason = expect.stringMatching(
       new RegExp(
-        `^a refresh is already running \\(pid ${pid}, since \\d{4}-\\d\\d-\\d\\dT[0-9:]{8}Z\\)$`,
+        `^a refresh or a migration is already running \\(pid ${pid}, since \\d{4}-\\d\\d-\\d\\dT[0-9:]{8}Z\\)$`,
       ),
     );
     for (const { stdout, stderr } of results.filter(({ code }) => code === 75)) {
@@ -130,7 +130,7 @@ describe('of refreshes that overlap,', () => {
     expect(await run(database.url, 'npm run refresh')).toEqual({
       code: 75,
       stdout: '',
-      stderr: `skipped: a refresh is already running (pid ${pid})\n`,
+      stderr: `skipped: a refresh or a migration is already running (pid ${pid})\n`,
     });
   });
 

@@ -90,7 +90,10 @@ describe('when the process', () => {
       await sessionsThatWait(session);
       const pid = await sessionThatRuns(session, 'refresh materialized view%');
       network.cut();
-      await vi.waitUntil(() => said.includes('Skipped: a refresh is already running'), 30_000);
+      await vi.waitUntil(
+        () => said.includes('Skipped: a refresh or a migration is already running'),
+        30_000,
+      );
       network.tellServer();
       await vi.waitUntil(
         async () => (await session`select from pg_stat_activity where pid = ${pid}`).length === 0,
@@ -101,7 +104,7 @@ describe('when the process', () => {
     expect(code).toBe(0);
     const { retries } = JSON.parse(stdout);
     expect(retries[0]).toMatch(/^The connection to the database was lost /);
-    expect(retries[1]).toMatch(/^Skipped: a refresh is already running \(pid /);
+    expect(retries[1]).toMatch(/^Skipped: a refresh or a migration is already running \(pid /);
     expect(await seenBy(session)).toEqual({ users: 2, rows: 6, refreshes: 4 });
     await network.close();
   });

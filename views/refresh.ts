@@ -67,7 +67,7 @@ export interface ViewRefresh {
 
 /** What a refresh of all views did. */
 export interface RefreshReport {
-  /** `skipped` if another refresh was running; then this one changed nothing. */
+  /** `skipped`, with nothing changed, if another refresh or a migration of the views was running. */
   outcome: 'refreshed' | 'skipped';
   /** Why it was skipped, in a sentence; null if it was not. */
   reason: string | null;
@@ -101,8 +101,8 @@ export const refreshLock = sql`hashtextextended('lead-conversions refresh', 0)`;
  *
  * Each view is refreshed with REFRESH MATERIALIZED VIEW CONCURRENTLY, but with a
  * plain REFRESH if it is not populated, and not at all if nothing that it reads
- * has changed: see `mode` in the report. Does nothing while another
- * refresh is running: see `outcome`.
+ * has changed: see `mode` in the report. Does nothing while another refresh
+ * or a migration of the views is running: see `outcome`.
  * https://www.postgresql.org/docs/16/sql-refreshmaterializedview.html
  *
  * Throws, and leaves the views as they were: an Error that says what to do when
@@ -255,7 +255,10 @@ async function takeLock(tx: Session): Promise<{ pid: number; reason?: string }> 
     return takeLock(tx); // it has just ended
   }
   const since = holder.since ? `, since ${holder.since}` : '';
-  return { ...holder, reason: `a refresh is already running (pid ${holder.pid}${since})` };
+  return {
+    ...holder,
+    reason: `a refresh or a migration is already running (pid ${holder.pid}${since})`,
+  };
 }
 
 /** Looks up the views, and throws an Error that says what to do where a refresh would fail. */
