@@ -10,32 +10,39 @@ import { useDatabase } from './support/database.ts';
 
 const database = useDatabase();
 
-/** As `\d` shows them: information_schema leaves materialized views out. */
-async function columns(view: string): Promise<string[]> {
+/** Columns in order, as `\d` shows them: information_schema leaves materialized views out. */
+async function columns(relation: string): Promise<string[]> {
   const rows = await database.db
-    .select({ column: sql<string>`attname || ' ' || format_type(atttypid, atttypmod)` })
+    .select({
+      column: sql<string>`concat_ws(' ',
+        attname,
+        format_type(atttypid, atttypmod),
+        case when attcollation = '"C"'::regcollation then 'collate C' end,
+        case when attnotnull then 'not null' end
+      )`,
+    })
     .from(sql`pg_attribute`)
-    .where(sql`attrelid = ${view}::regclass and attnum > 0 and not attisdropped`)
+    .where(sql`attrelid = ${relation}::regclass and attnum > 0 and not attisdropped`)
     .orderBy(sql`attnum`);
   return rows.map(({ column }) => column);
 }
 
 test('fct_client_conversion_events has the columns of figure 1.4.1', async () => {
   expect(await columns('fct_client_conversion_events')).toEqual([
-    'user_id character varying',
-    'branch_id character varying',
+    'user_id character varying collate C',
+    'branch_id character varying collate C',
     'local_user_created_at timestamp without time zone',
     'lead_status character varying',
     'client_conversion_event_type character varying',
-    'client_conversion_event_id character varying',
+    'client_conversion_event_id character varying collate C',
     'client_conversion_event_local_created_at timestamp without time zone',
     'client_conversion_event_name character varying',
     'client_conversion_event_source character varying',
-    'first_user_membership_id character varying',
+    'first_user_membership_id character varying collate C',
     'first_local_membership_purchased_at timestamp without time zone',
     'first_membership_name character varying',
     'first_membership_source character varying',
-    'first_credit_pack_id character varying',
+    'first_credit_pack_id character varying collate C',
     'first_local_credit_pack_purchase_at timestamp without time zone',
     'first_credit_pack_name character varying',
     'first_credit_pack_source character varying',
@@ -44,16 +51,75 @@ test('fct_client_conversion_events has the columns of figure 1.4.1', async () =>
 
 test('fct_lead_conversions has the columns of figure 1.4.2', async () => {
   expect(await columns('fct_lead_conversions')).toEqual([
-    'user_id character varying',
-    'branch_id character varying',
+    'user_id character varying collate C',
+    'branch_id character varying collate C',
     'local_user_created_at timestamp without time zone',
     'lead_status character varying',
     'client_conversion_event_type character varying',
-    'client_conversion_event_id character varying',
+    'client_conversion_event_id character varying collate C',
     'client_conversion_event_local_created_at timestamp without time zone',
     'client_conversion_event_name character varying',
     'client_conversion_event_source character varying',
     'client_conversion_event_filter character varying',
+  ]);
+});
+
+test('dim_branch has the columns of figure 1.3.1', async () => {
+  expect(await columns('dim_branch')).toEqual([
+    'branch_id character varying collate C not null',
+    'name character varying',
+    'email character varying',
+    'city character varying',
+    'country character varying',
+    'timezone_id character varying',
+    'created_at timestamp with time zone',
+  ]);
+});
+
+test('dim_user has the columns of figure 1.3.2', async () => {
+  expect(await columns('dim_user')).toEqual([
+    'user_id character varying collate C not null',
+    'branch_id character varying collate C',
+    'name character varying',
+    'email character varying',
+    'created_at timestamp with time zone',
+  ]);
+});
+
+test('fct_credit_pack_purchases has the columns of figure 1.3.3', async () => {
+  expect(await columns('fct_credit_pack_purchases')).toEqual([
+    'user_id character varying collate C not null',
+    'branch_id character varying collate C',
+    'credit_pack_id character varying collate C not null',
+    'credit_pack_purchased_at timestamp with time zone',
+    'created_at timestamp with time zone',
+    'credit_pack_purchase_details jsonb',
+  ]);
+});
+
+test('fct_membership_purchases has the columns of figure 1.3.5', async () => {
+  expect(await columns('fct_membership_purchases')).toEqual([
+    'user_id character varying collate C not null',
+    'branch_id character varying collate C',
+    'user_membership_id character varying collate C not null',
+    'membership_purchased_at timestamp with time zone',
+    'created_at timestamp with time zone',
+    'membership_purchase_details jsonb',
+  ]);
+});
+
+test('view_refreshes has the columns that tell how fresh the views are', async () => {
+  expect(await columns('view_refreshes')).toEqual([
+    'view character varying not null',
+    'started_at timestamp with time zone not null',
+    'finished_at timestamp with time zone not null',
+    'mode character varying not null',
+    'rows bigint not null',
+    'inserted bigint not null',
+    'deleted bigint not null',
+    'duration_ms bigint not null',
+    'package_version character varying not null',
+    'fingerprint numeric not null',
   ]);
 });
 
