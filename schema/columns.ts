@@ -1,5 +1,33 @@
 import { type SQL, sql } from 'drizzle-orm';
+import * as pgCore from 'drizzle-orm/pg-core';
 import { type AnyPgColumn, customType, timestamp } from 'drizzle-orm/pg-core';
+
+const { pgTableWithSchema, pgMaterializedViewWithSchema } = pgCore as unknown as Record<
+  'pgTableWithSchema' | 'pgMaterializedViewWithSchema',
+  (...args: unknown[]) => unknown
+>;
+
+/**
+ * `pgTable`, but with the schema `public` named in every statement of Drizzle and
+ * drizzle-kit, so that a table of the same name that comes earlier in somebody's
+ * search_path is never taken for ours. Drizzle refuses pgSchema('public'), and
+ * exports the function behind it at run time alone, not in its types.
+ */
+export const publicTable = ((name: string, columns: unknown, constraints?: unknown) =>
+  pgTableWithSchema(name, columns, constraints, 'public')) as typeof pgCore.pgTable;
+
+/** `pgMaterializedView`, but with the schema `public` named, as of tables. */
+export const publicMaterializedView = ((name: string, columns: unknown) =>
+  pgMaterializedViewWithSchema(name, columns, 'public')) as typeof pgCore.pgMaterializedView;
+
+/**
+ * The first statement of every transaction of ours: functions, operators and
+ * types are those of Postgres, whatever others have created under the same names,
+ * and relations are named with their schema. To put pg_catalog first would not be
+ * enough: a function in a later schema is taken if its arguments fit better.
+ * https://www.postgresql.org/docs/16/typeconv-func.html
+ */
+export const pinSearchPath = sql`set local search_path to pg_catalog, pg_temp`;
 
 /**
  * An identifier from an upstream system: opaque, compared byte by byte, so that

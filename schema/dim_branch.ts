@@ -1,7 +1,7 @@
 import { sql } from 'drizzle-orm';
-import { check, pgTable, varchar } from 'drizzle-orm/pg-core';
-import { calendarRangeRule, identifier, inCalendarRange, instant } from './columns.ts';
-import { withProperties } from './properties.ts';
+import { check, varchar } from 'drizzle-orm/pg-core';
+import { calendarRangeRule, identifier, inCalendarRange, instant, publicTable } from './columns.ts';
+import { readerRole, withProperties } from './properties.ts';
 
 /** The shapes of IANA time zone names, without regard to case. */
 const ianaNames = [
@@ -16,7 +16,7 @@ const ianaNames = [
 
 /** One row per branch of a gym. */
 export const dimBranch = withProperties(
-  pgTable(
+  publicTable(
     'dim_branch',
     {
       branchId: identifier('branch_id').primaryKey(),
@@ -60,6 +60,10 @@ export const dimBranch = withProperties(
       dim_branch_timezone_id_check:
         'must be an IANA time zone name that Postgres knows, such as Europe/Dublin, not an abbreviation (CET) or an offset (FOO+3)',
       dim_branch_created_at_check: calendarRangeRule,
+    },
+    // For reports to name a branch, but without its e-mail address.
+    grants: {
+      [readerRole]: { select: ['branchId', 'name', 'city', 'country', 'timezoneId'] },
     },
   },
 );

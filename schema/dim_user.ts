@@ -1,11 +1,11 @@
-import { check, pgTable, varchar } from 'drizzle-orm/pg-core';
-import { calendarRangeRule, identifier, inCalendarRange, instant } from './columns.ts';
+import { check, varchar } from 'drizzle-orm/pg-core';
+import { calendarRangeRule, identifier, inCalendarRange, instant, publicTable } from './columns.ts';
 import { dimBranch } from './dim_branch.ts';
 import { withProperties } from './properties.ts';
 
 /** One row per user, lead or client. */
 export const dimUser = withProperties(
-  pgTable(
+  publicTable(
     'dim_user',
     {
       userId: identifier('user_id').primaryKey(),

@@ -1,4 +1,4 @@
-import { check, index, jsonb, pgTable, primaryKey } from 'drizzle-orm/pg-core';
+import { check, index, jsonb, primaryKey } from 'drizzle-orm/pg-core';
 import {
   calendarRangeRule,
   identifier,
@@ -7,6 +7,7 @@ import {
   isObjectOrNull,
   objectOrNullRule,
   type PurchaseDetails,
+  publicTable,
 } from './columns.ts';
 import { dimBranch } from './dim_branch.ts';
 import { dimUser } from './dim_user.ts';
@@ -14,7 +15,7 @@ import { withProperties } from './properties.ts';
 
 /** One row per credit pack that a user bought. */
 export const fctCreditPackPurchases = withProperties(
-  pgTable(
+  publicTable(
     'fct_credit_pack_purchases',
     {
       userId: identifier('user_id')

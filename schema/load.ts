@@ -5,6 +5,7 @@ import { parse } from 'csv-parse';
 import { parse as parseSync } from 'csv-parse/sync';
 import { getTableName, type SQL, sql } from 'drizzle-orm';
 import { getTableConfig, type PgTable } from 'drizzle-orm/pg-core';
+import { pinSearchPath } from './columns.ts';
 import { dimBranch } from './dim_branch.ts';
 import { dimUser } from './dim_user.ts';
 import { fctCreditPackPurchases } from './fct_credit_pack_purchases.ts';
@@ -74,6 +75,7 @@ export async function loadFolder(
   onProgress: (progress: LoadProgress) => void = () => {},
 ): Promise<FileLoad[]> {
   const files = await findFiles(folder);
+  await transaction.query(pinSearchPath);
   // The files' times mean the same in every session: UTC, and year, month, day
   // in that order (so 03/04/2024 is refused, not guessed at).
   await transaction.query(sql`set local time zone 'UTC'`);
@@ -151,7 +153,7 @@ function readHeader(table: PgTable, start: Buffer): string[] {
 }
 
 /** The file's rows, checked one by one before any of them reaches its table. */
-const loading = sql.identifier('loading');
+const loading = sql`pg_temp.loading`;
 
 async function loadFile(
   transaction: LoadTransaction,
@@ -164,7 +166,7 @@ async function loadFile(
     // With the table's CHECKs and NOT NULLs, so that COPY tells the line of a
     // row that breaks one, and with the rows counted for what is found later.
     await transaction.query(sql`
-      create temporary table ${loading} (
+      create temporary table loading (
         like ${table} including constraints,
         file_row bigint generated always as identity
       ) on commit drop`);
@@ -199,7 +201,9 @@ async function checkRules(
   table: PgTable,
 ): Promise<Map<string, Rule>> {
   const name = getTableName(table);
-  const [relation] = await transaction.query(sql`select to_regclass(${name}) is null as missing`);
+  const [relation] = await transaction.query(
+    sql`select to_regclass(${`public.${name}`}) is null as missing`,
+  );
   if (relation?.missing) {
     throw new Error(
       `The database has no ${name}: it has not been migrated. Run "npx drizzle-kit migrate" first.`,
@@ -214,7 +218,7 @@ async function checkRules(
     inner join pg_attribute
       on pg_constraint.conrelid = pg_attribute.attrelid
       and pg_attribute.attnum = pg_constraint.conkey[1]
-    where pg_constraint.conrelid = to_regclass(${name})
+    where pg_constraint.conrelid = to_regclass(${`public.${name}`})
       and pg_constraint.contype = 'c'`);
   return new Map(checks.map(({ name, ...rule }) => [name as string, rule as unknown as Rule]));
 }
@@ -283,10 +287,9 @@ async function upsert(
 ): Promise<Omit<FileLoad, 'file'>> {
   const keys = keyNames(table);
   const others = columnNames(table).filter((name) => !keys.includes(name));
-  const target = sql.identifier(getTableName(table));
   const [counts] = await transaction.query(sql`
     with upserted as (
-      insert into ${target} as stored (${list(columnNames(table))})
+      insert into ${table} as stored (${list(columnNames(table))})
       select distinct on (${list(keys)}) ${list(columnNames(table))}
       from ${loading}
       order by ${list(keys)}

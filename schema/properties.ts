@@ -1,5 +1,12 @@
 import type { PgMaterializedView, PgTable } from 'drizzle-orm/pg-core';
 
+/** The role whose members may read the reports, and what it takes to understand them. */
+export const readerRole = 'lead_conversions_reader';
+
+/** What the database says of that role. */
+export const readerRoleComment =
+  'Members may read the reports of lead-conversions in every database of this server, and nothing else of it: fct_client_conversion_events, fct_lead_conversions, view_refreshes, and of dim_branch what names a branch.';
+
 /**
  * What Postgres keeps of a relation and Drizzle has no words for. It is declared
  * beside the relation, and `npm run generate` writes it into migrations.
@@ -9,8 +16,8 @@ export interface Properties<Column extends string = string> {
   comment: string;
   /** What each column holds: its unit, its time zone, what NULL means. */
   columns: Record<Column, string>;
-  /** The roles that are granted a privilege. */
-  grants?: { select?: readonly string[] };
+  /** What others than the owner may read, by role: all of it, or some columns. They may do nothing else. */
+  grants?: Record<string, { select: 'all' | readonly [Column, ...Column[]] }>;
 }
 
 export interface TableProperties<Column extends string = string> extends Properties<Column> {

@@ -1,6 +1,7 @@
 import { createReadStream, existsSync, openAsBlob } from 'node:fs';
 import { join } from 'node:path';
 import { pipeline } from 'node:stream/promises';
+import { fileURLToPath } from 'node:url';
 import type { Transaction as PGliteTransaction } from '@electric-sql/pglite';
 import { type SQL, sql } from 'drizzle-orm';
 import { type PgDatabase, PgDialect, type PgQueryResultHKT } from 'drizzle-orm/pg-core';
@@ -9,6 +10,15 @@ import { drizzle as drizzlePostgres } from 'drizzle-orm/postgres-js';
 import postgres from 'postgres';
 import type { LoadTransaction } from '../schema/load.ts';
 import { isCut } from './command.ts';
+
+/** The table of the schema drizzle that says what has been migrated, apart from that of other apps. */
+export const migrationsTable = 'lead_conversions_migrations';
+
+/** What Drizzle's migrator has to know, as drizzle.config.ts tells it to drizzle-kit. */
+export const migrations = {
+  migrationsFolder: fileURLToPath(new URL('../schema/migrations', import.meta.url)),
+  migrationsTable,
+};
 
 /** The database that a script works on. */
 export interface Database {
@@ -76,8 +86,13 @@ function openServer(url: string): Database {
     connection: { application_name: 'lead-conversions' },
   });
   const begin = client.begin.bind(client);
-  client.begin = ((work: (session: postgres.TransactionSql) => Promise<unknown>) =>
-    begin((session) => unlessCut(work(session)))) as typeof client.begin;
+  client.begin = ((work: Work) =>
+    begin((session) => {
+      const savepoint = session.savepoint.bind(session);
+      session.savepoint = ((inner: Work) =>
+        savepoint((nested) => unlessCut(inner(nested)))) as typeof session.savepoint;
+      return unlessCut(work(session));
+    })) as typeof client.begin;
   return {
     db: drizzlePostgres(client),
     transaction: <Result>(work: (transaction: LoadTransaction) => Promise<Result>) =>
@@ -85,6 +100,8 @@ function openServer(url: string): Database {
     close: () => client.end({ timeout: 1 }),
   };
 }
+
+type Work = (session: postgres.TransactionSql) => Promise<unknown>;
 
 /**
  * The outcome of a transaction's work, but none at all when its connection was

@@ -3,7 +3,7 @@ import { migrate } from 'drizzle-orm/pglite/migrator';
 import { loadFolder } from '../schema/load.ts';
 import { refreshViews } from '../views/index.ts';
 import { run } from './command.ts';
-import { openPglite } from './database.ts';
+import { migrations, openPglite } from './database.ts';
 import { tableOf } from './table.ts';
 
 const inProject = (path: string) => fileURLToPath(new URL(`../${path}`, import.meta.url));
@@ -72,7 +72,7 @@ order by client_conversion_event_filter`,
 await run(async () => {
   const database = await openPglite();
   const { db } = database;
-  await migrate(db, { migrationsFolder: inProject('schema/migrations') });
+  await migrate(db, migrations);
   const loads = await database.transaction((transaction) =>
     loadFolder(transaction, inProject('test/sample')),
   );

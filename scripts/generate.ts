@@ -1,12 +1,21 @@
-import { readFileSync, writeFileSync } from 'node:fs';
+import { readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { generateDrizzleJson, generateMigration } from 'drizzle-kit/api';
+import { getTableName, is, sql } from 'drizzle-orm';
+import { PgTable } from 'drizzle-orm/pg-core';
+import type { PgliteDatabase } from 'drizzle-orm/pglite';
 import { migrate } from 'drizzle-orm/pglite/migrator';
 import { run } from './command.ts';
-import { openPglite } from './database.ts';
-import { declarations } from './generate/catalog.ts';
-import { completeMigration, textOf } from './generate/migration.ts';
+import { migrations, migrationsTable, openPglite } from './database.ts';
+import { declarations, declaredRelations } from './generate/catalog.ts';
+import {
+  type Changes,
+  completeBaseline,
+  completeMigration,
+  firstStatement,
+  textOf,
+} from './generate/migration.ts';
 
 const usage = `npm run generate -- --name WHAT_CHANGED
 
@@ -14,11 +23,15 @@ Writes the migration from what the migrations make so far to what schema/ and
 views/ declare. Needs no database.
 
   --name WHAT_CHANGED  the name of the migration, such as days_to_conversion
-  --check              write nothing, and fail if there is something to write`;
+  --check              write nothing, and fail if there is something to write
+  --baseline           until the first release: replace all migrations by the one
+                       that makes what is declared in an empty database`;
 
 const folder = 'schema/migrations';
 const journalFile = join(folder, 'meta/_journal.json');
+const baseline = '0000_lead_conversions';
 const prefixOf = (idx: number) => String(idx).padStart(4, '0');
+const sqlFile = (tag: string) => join(folder, `${tag}.sql`);
 const snapshotFile = (idx: number) => join(folder, 'meta', `${prefixOf(idx)}_snapshot.json`);
 
 type Snapshot = ReturnType<typeof generateDrizzleJson>;
@@ -33,6 +46,7 @@ await run(async () => {
     options: {
       name: { type: 'string' },
       check: { type: 'boolean' },
+      baseline: { type: 'boolean' },
       help: { type: 'boolean', short: 'h' },
     },
   });
@@ -40,19 +54,31 @@ await run(async () => {
     console.log(usage);
     return;
   }
+  const journal: Journal = JSON.parse(readFileSync(journalFile, 'utf8'));
+  if (values.baseline) {
+    await writeBaseline(journal);
+    return;
+  }
   if (!values.check && !/^[a-z0-9_]+$/.test(values.name ?? '')) {
     throw new Error(
       'Name the migration after what changes, in lower case, digits and underscores: npm run generate -- --name WHAT_CHANGED',
     );
   }
-  const journal: Journal = JSON.parse(readFileSync(journalFile, 'utf8'));
   const last = journal.entries.at(-1);
   if (!last) {
     throw new Error(`There are no migrations in ${folder} to go on from.`);
   }
+  for (const { tag } of journal.entries) {
+    refuseOtherBeginnings(tag);
+  }
+  const declared = declaredRelations();
   const previous = JSON.parse(readFileSync(snapshotFile(last.idx), 'utf8'));
   const current = generateDrizzleJson(declarations, previous.id);
-  const migration = await migrationBetween(previous, current);
+  const changes = await changesBetween(previous, current);
+  const migration = await inPglite(
+    (db) => migrate(db, migrations),
+    (db) => completeMigration(db, declared, changes),
+  );
   if (migration.length === 0) {
     console.log('Nothing to generate: the migrations make what schema/ and views/ declare.');
     return;
@@ -68,15 +94,67 @@ await run(async () => {
   // Drizzle skips a migration that is not later than those before it.
   const when = Math.max(Date.now(), last.when + 1);
   journal.entries.push({ ...last, idx, when, tag });
-  const file = join(folder, `${tag}.sql`);
-  writeFileSync(file, textOf(migration));
-  writeFileSync(snapshotFile(idx), JSON.stringify(current, null, 2));
-  writeFileSync(journalFile, JSON.stringify(journal, null, 2));
-  console.log(`Wrote ${file}. Read it, try it, and commit it with its files in ${folder}/meta.`);
+  write(migration, current, journal);
 });
 
-/** What takes a database from one of drizzle-kit's snapshots to the next. */
-async function migrationBetween(previous: Snapshot, current: Snapshot): Promise<string[]> {
+/** Writes the last migration of the journal, and the journal. */
+function write(migration: string[], snapshot: Snapshot, journal: Journal): void {
+  const { idx, tag } = journal.entries.at(-1) as Journal['entries'][number];
+  writeFileSync(sqlFile(tag), textOf(migration));
+  writeFileSync(snapshotFile(idx), JSON.stringify(snapshot, null, 2));
+  writeFileSync(journalFile, JSON.stringify(journal, null, 2));
+  console.log(
+    `Wrote ${sqlFile(tag)}. Read it, try it, and commit it with its files in ${folder}/meta.`,
+  );
+}
+
+/** Writes the one migration that makes all that is declared, in place of those there are. */
+async function writeBaseline(journal: Journal): Promise<void> {
+  const declared = declaredRelations();
+  const nothing = generateDrizzleJson({});
+  const current = generateDrizzleJson(declarations, nothing.prevId);
+  const tables = Object.values(declarations).flatMap((it) =>
+    is(it, PgTable) ? [getTableName(it)] : [],
+  );
+  const changes = await changesBetween(nothing, current);
+  const migration = await inPglite(
+    async (db) => {
+      await db.execute(sql`create schema drizzle`);
+      const records = sql`drizzle.${sql.identifier(migrationsTable)}`;
+      await db.execute(sql`create table ${records} (id serial primary key)`);
+    },
+    (db) => completeBaseline(db, declared, changes, tables),
+  );
+  const [first, ...others] = journal.entries;
+  if (first?.tag === baseline && others.length === 0) {
+    const was: Snapshot = JSON.parse(readFileSync(snapshotFile(0), 'utf8'));
+    const isSame = JSON.stringify({ ...current, id: was.id }) === JSON.stringify(was);
+    if (isSame && readFileSync(sqlFile(baseline), 'utf8') === textOf(migration)) {
+      console.log('Nothing to generate: the baseline makes what schema/ and views/ declare.');
+      return;
+    }
+  }
+  for (const { idx, tag } of journal.entries) {
+    rmSync(sqlFile(tag));
+    rmSync(snapshotFile(idx));
+  }
+  const { version } = current;
+  const entry = { idx: 0, version, when: Date.now(), tag: baseline, breakpoints: true };
+  write(migration, current, { ...journal, entries: [entry] });
+}
+
+/** Throws if in a migration, of the file with this name, a name may mean what others have created. */
+function refuseOtherBeginnings(tag: string): void {
+  const text = readFileSync(sqlFile(tag), 'utf8').replace(/^(?:--.*\n|\s)*/, '');
+  if (!text.startsWith(firstStatement)) {
+    throw new Error(
+      `${sqlFile(tag)} does not begin with "${firstStatement}", so that a name in it may mean what somebody else has created. Begin it with that, and write each relation with its schema.`,
+    );
+  }
+}
+
+/** What drizzle-kit says it takes to get from one of its snapshots to the next. */
+async function changesBetween(previous: Snapshot, current: Snapshot): Promise<Changes> {
   // It asks whether something was renamed. Where nobody can answer, it comes to a stop.
   if (!process.stdin.isTTY) {
     process.stdin.destroy();
@@ -86,11 +164,18 @@ async function migrationBetween(previous: Snapshot, current: Snapshot): Promise<
   process.once('beforeExit', explainStop);
   const statements = await generateMigration(previous, current);
   process.off('beforeExit', explainStop);
-  const creations = await generateMigration({ ...current, views: {} }, current);
+  return { statements, creations: await generateMigration({ ...current, views: {} }, current) };
+}
+
+/** Does work on a new embedded database, once it has been prepared. */
+async function inPglite<Result>(
+  prepare: (db: PgliteDatabase) => Promise<void>,
+  work: (db: PgliteDatabase) => Promise<Result>,
+): Promise<Result> {
   const database = await openPglite();
   try {
-    await migrate(database.db, { migrationsFolder: folder });
-    return await completeMigration(database.db, { statements, creations });
+    await prepare(database.db);
+    return await work(database.db);
   } finally {
     await database.close();
   }

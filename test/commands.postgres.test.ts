@@ -1,8 +1,11 @@
-import { mkdtemp, open, readdir, rm, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, open, readdir, rm, symlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { join, resolve } from 'node:path';
+import { drizzle } from 'drizzle-orm/postgres-js';
+import { migrate } from 'drizzle-orm/postgres-js/migrator';
 import postgres from 'postgres';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { migrations } from '../scripts/database.ts';
 import { run } from './support/commands.ts';
 import { useUnmigratedDatabase } from './support/database.ts';
 import { sessionThatRuns } from './support/sessions.ts';
@@ -28,6 +31,80 @@ describe('drizzle-kit migrate', () => {
     expect(code).toBe(1);
     expect(stdout + stderr).toContain('relation "fct_lead_conversions" already exists');
     expect(await session`select tablename from pg_tables where schemaname = 'public'`).toEqual([]);
+  });
+
+  test('applies ours beside those of another app, whichever was migrated later', async () => {
+    const app = await mkdtemp(join(tmpdir(), 'lead-conversions-other-app-'));
+    const url = JSON.stringify(unmigrated.url);
+    await symlink(resolve('node_modules'), join(app, 'node_modules'));
+    await writeFile(
+      join(app, 'drizzle.config.ts'),
+      `export default { dialect: 'postgresql', out: '.', dbCredentials: { url: ${url} } };`,
+    );
+    await mkdir(join(app, 'meta'));
+    /** Has the app migrate to this many tables of its own, each later than all of ours. */
+    const migrateApp = async (count: number) => {
+      const numbers = Array.from({ length: count }, (_, index) => index);
+      for (const idx of numbers) {
+        await writeFile(join(app, `${idx}.sql`), `create table app_${idx} (id int);`);
+      }
+      const entries = numbers.map((idx) => ({
+        idx,
+        version: '7',
+        when: Date.parse('2100-01-01') + idx,
+        tag: `${idx}`,
+        breakpoints: true,
+      }));
+      await writeFile(
+        join(app, 'meta/_journal.json'),
+        JSON.stringify({ version: '7', dialect: 'postgresql', entries }),
+      );
+      expect(await run(unmigrated.url, 'drizzle-kit migrate', [], {}, app)).toMatchObject({
+        code: 0,
+      });
+    };
+    const tables = async () => {
+      const rows = await session`
+        select tablename from pg_tables where schemaname = 'public' order by tablename`;
+      return rows.map(({ tablename }) => tablename);
+    };
+    const ours = [
+      'dim_branch',
+      'dim_user',
+      'fct_credit_pack_purchases',
+      'fct_membership_purchases',
+      'view_refreshes',
+    ];
+    try {
+      await migrateApp(1);
+      expect(await run(unmigrated.url, 'drizzle-kit migrate')).toMatchObject({ code: 0 });
+      expect(await tables()).toEqual(['app_0', ...ours]);
+      await migrateApp(2);
+      expect(await run(unmigrated.url, 'drizzle-kit migrate')).toMatchObject({ code: 0 });
+      expect(await tables()).toEqual(['app_0', 'app_1', ...ours]);
+    } finally {
+      await rm(app, { recursive: true });
+    }
+  });
+
+  test('refuses a database of an unreleased version', async () => {
+    await session`create table dim_branch (branch_id varchar)`;
+    const { code, stdout, stderr } = await run(unmigrated.url, 'drizzle-kit migrate');
+    expect(code).toBe(1);
+    expect(stdout + stderr).toContain(
+      'This database was migrated by an earlier, unreleased version. Create a new database and load it again.',
+    );
+  });
+
+  test('is refused by Drizzle where it would record the migrations with those of other apps', async () => {
+    const { migrationsFolder } = migrations;
+    await expect(migrate(drizzle(session), { migrationsFolder })).rejects.toMatchObject({
+      cause: {
+        message:
+          "The migrations of lead-conversions are recorded in drizzle.lead_conversions_migrations, apart from those of other apps. Migrate with migrationsTable: 'lead_conversions_migrations'.",
+      },
+    });
+    expect(await session`select from drizzle.__drizzle_migrations`).toHaveLength(0);
   });
 });
 

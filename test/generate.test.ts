@@ -1,8 +1,8 @@
-import { readFile } from 'node:fs/promises';
+import { readdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import type { Result } from './support/commands.ts';
-import { addUserInitial, type ScratchTree, scratchTree } from './support/scratch_tree.ts';
+import { addNotes, addUserInitial, type ScratchTree, scratchTree } from './support/scratch_tree.ts';
 
 let tree: ScratchTree;
 let landed: string[];
@@ -20,11 +20,12 @@ async function generated(): Promise<{ heading: string; statements: string[] }> {
   const [file, ...others] = (await tree.migrations()).filter((name) => !landed.includes(name));
   expect(others).toEqual([]);
   const text = await readFile(join(tree.folder, 'schema/migrations', file ?? ''), 'utf8');
-  const [, heading = '', sql = ''] = /^((?:-- [^\n]*\n)*)(.*)$/s.exec(text) ?? [];
-  return {
-    heading: heading.replaceAll(/\n?-- /g, ' ').trim(),
-    statements: sql.trimEnd().split('--> statement-breakpoint\n'),
-  };
+  const [first, ...statements] = text.trimEnd().split(/--> statement-breakpoint\n+/);
+  const [, heading = ''] =
+    /^((?:-- .*\n)*)--\n(?:-- .*\n)*SET LOCAL search_path TO pg_catalog, pg_temp;$/.exec(
+      first ?? '',
+    ) ?? [];
+  return { heading: heading.replaceAll(/\n?-- /g, ' ').trim(), statements };
 }
 
 const refused = async (result: Promise<Result>, message: RegExp) => {
@@ -47,7 +48,7 @@ describe('npm run generate', () => {
       'views/fct_lead_conversions.ts',
       [`'Identifier of the user.'`, `'The user''s identifier.'`.replace("''", "\\'")],
       [`['branchId', 'localUserCreatedAt']`, `['branchId', 'leadStatus']`],
-      ['grants: { select: [readerRole] }', `grants: { select: ['pg_monitor'] }`],
+      ['grants: { [readerRole]', 'grants: { pg_monitor'],
     );
     await tree.edit('schema/dim_user.ts', [`'Name of the user.'`, `'Full name of the user.'`]);
     expect(await generated()).toEqual({
@@ -57,8 +58,8 @@ describe('npm run generate', () => {
         'CREATE INDEX "fct_lead_conversions_branch_id_lead_status_idx" ON "public"."fct_lead_conversions" USING btree ("branch_id","lead_status");',
         `COMMENT ON COLUMN "public"."fct_lead_conversions"."user_id" IS 'The user''s identifier.';`,
         `COMMENT ON INDEX "public"."fct_lead_conversions_branch_id_lead_status_idx" IS 'Answers for the users of a branch, created between two dates.';`,
-        'GRANT SELECT ON "public"."fct_lead_conversions" TO "pg_monitor";',
         'REVOKE SELECT ON "public"."fct_lead_conversions" FROM "lead_conversions_reader";',
+        'GRANT SELECT ON "public"."fct_lead_conversions" TO "pg_monitor";',
         expect.stringContaining(
           'DROP INDEX "public"."fct_lead_conversions_branch_id_local_user_created_at_idx";',
         ),
@@ -81,9 +82,9 @@ describe('npm run generate', () => {
     expect(await generated()).toEqual({
       heading: 'Changes dim_user.',
       statements: [
-        'ALTER TABLE "dim_user" ADD COLUMN "phone" varchar;',
-        'CREATE INDEX "dim_user_latest" ON "dim_user" USING btree ("created_at" DESC NULLS LAST);',
-        'ALTER TABLE "dim_user" ADD CONSTRAINT "dim_user_phone_unique" UNIQUE("phone");',
+        'ALTER TABLE "public"."dim_user" ADD COLUMN "phone" varchar;',
+        'CREATE INDEX "dim_user_latest" ON "public"."dim_user" USING btree ("created_at" DESC NULLS LAST);',
+        'ALTER TABLE "public"."dim_user" ADD CONSTRAINT "dim_user_phone_unique" UNIQUE("phone");',
         `COMMENT ON COLUMN "public"."dim_user"."phone" IS 'Telephone.';`,
         `COMMENT ON INDEX "public"."dim_user_latest" IS 'The latest users.';`,
       ],
@@ -94,10 +95,12 @@ describe('npm run generate', () => {
     await addUserInitial(tree);
     const { heading, statements } = await generated();
     expect(heading).toMatch(
-      /^Replaces fct_client_conversion_events, and fct_lead_conversions, which reads it\. /,
+      /^Replaces fct_client_conversion_events, and fct_lead_conversions, which reads it\.$/,
     );
     expect(statements.join('\n')).not.toMatch(/cascade/i);
-    expect(statements[0]).toMatch(/^SELECT pg_advisory_xact_lock\(/);
+    expect(statements[0]).toContain(
+      'LOCK TABLE "public"."view_refreshes" IN SHARE UPDATE EXCLUSIVE',
+    );
   });
 
   test('replaces the second view alone where only that one changes', async () => {
@@ -106,7 +109,7 @@ describe('npm run generate', () => {
       `('ALL'::varchar, true, true),\n        ('NONE'::varchar, false, false)`,
     ]);
     const { heading, statements } = await generated();
-    expect(heading).toMatch(/^Replaces fct_lead_conversions\. /);
+    expect(heading).toMatch(/^Replaces fct_lead_conversions\.$/);
     expect(statements.filter((statement) => /"fct_client_conv/.test(statement))).toEqual([]);
   });
 
@@ -121,30 +124,31 @@ describe('npm run generate', () => {
       [/check\(\n *'dim_branch_timezone_id_check',.*?\n {6}\),/s, ''],
       [/timezoneId:\n.*?',\n/s, ''],
       [/dim_branch_timezone_id_check:\n.*?',\n/s, ''],
+      [`'country', 'timezoneId'`, `'country'`],
     );
     const { heading, statements } = await generated();
     expect(heading).toMatch(/^Changes dim_branch\. Replaces fct_client_conversion_events, /);
     expect(statements[1]).toBe(
-      'ALTER TABLE "dim_branch" DROP CONSTRAINT "dim_branch_timezone_id_check";',
+      'ALTER TABLE "public"."dim_branch" DROP CONSTRAINT "dim_branch_timezone_id_check";',
     );
-    expect(statements.at(-1)).toBe('ALTER TABLE "dim_branch" DROP COLUMN "timezone_id";');
+    expect(statements.at(-1)).toBe('ALTER TABLE "public"."dim_branch" DROP COLUMN "timezone_id";');
   });
 
   test('adds a new view under its name, and removes one again with a table', async () => {
     await tree.edit(
       'views/view_refreshes.ts',
       [
-        'import { bigint,',
-        `import { sql } from 'drizzle-orm';\nimport { pgMaterializedView, bigint,`,
+        'import { instant, ',
+        `import { sql } from 'drizzle-orm';\nimport { instant, publicMaterializedView, `,
       ],
       [
         '/** One row per view and refresh:',
-        `export const notes = withProperties(pgTable('notes', { note: varchar('note') }), {
+        `export const notes = withProperties(publicTable('notes', { note: varchar('note') }), {
   comment: 'One row per note.', columns: { note: 'Its text.' },
 });
 export const branchUsers = withProperties(
-  pgMaterializedView('branch_users', { branchId: varchar('branch_id').notNull() })
-    .as(sql\`select distinct branch_id collate "default" as branch_id from fct_lead_conversions\`),
+  publicMaterializedView('branch_users', { branchId: varchar('branch_id').notNull() })
+    .as(sql\`select distinct branch_id collate "default" as branch_id from public.fct_lead_conversions\`),
   {
     comment: 'One row per branch.', columns: { branchId: 'The branch.' }, uniqueKey: ['branchId'],
   },
@@ -171,16 +175,17 @@ export const branchUsers = withProperties(
     expect(await generated()).toEqual({
       heading: 'Changes notes. Adds branch_users.',
       statements: [
-        'CREATE TABLE "notes" (\n\t"note" varchar\n);\n',
+        'CREATE TABLE "public"."notes" (\n\t"note" varchar\n);',
         `COMMENT ON TABLE "public"."notes" IS 'One row per note.';`,
         `COMMENT ON COLUMN "public"."notes"."note" IS 'Its text.';`,
-        'CREATE MATERIALIZED VIEW "public"."branch_users" AS (select distinct branch_id collate "default" as branch_id from fct_lead_conversions) WITH NO DATA;',
+        'CREATE MATERIALIZED VIEW "public"."branch_users" AS (select distinct branch_id collate "default" as branch_id from public.fct_lead_conversions) WITH NO DATA;',
         'REFRESH MATERIALIZED VIEW "public"."branch_users";',
         'CREATE UNIQUE INDEX "branch_users_branch_id_key" ON "public"."branch_users" USING btree ("branch_id");',
         `COMMENT ON MATERIALIZED VIEW "public"."branch_users" IS 'One row per branch.';`,
         `COMMENT ON COLUMN "public"."branch_users"."branch_id" IS 'The branch.';`,
         `COMMENT ON INDEX "public"."branch_users_branch_id_key" IS 'One row per branch_id. REFRESH MATERIALIZED VIEW CONCURRENTLY needs it.';`,
         'ANALYZE "public"."branch_users";',
+        expect.stringMatching(/"notes"',\s+'"public"."branch_users"'.*REVOKE ALL ON /s),
       ],
     });
 
@@ -188,10 +193,88 @@ export const branchUsers = withProperties(
     await tree.edit('views/index.ts', ['branchUsers, notes, ', '']);
     await tree.edit('views/refresh.ts', [', branchUsers]', ']'], ['branchUsers, viewR', 'viewR']);
     const { heading, statements } = await generated();
-    expect(heading).toMatch(/^Changes notes\. Removes branch_users\. /);
-    expect(statements.at(-1)).toBe('DROP TABLE "notes";');
+    expect(heading).toMatch(/^Changes notes\. Removes branch_users\.$/);
+    expect(statements.at(-1)).toBe('DROP TABLE "public"."notes";');
     expect(statements.join('\n')).toContain('DROP MATERIALIZED VIEW "public"."branch_users";');
     expect(statements.join('\n')).not.toContain('fct_');
+  });
+
+  test('names relations as they are in the scratch schema, and nothing by a search_path', async () => {
+    await addUserInitial(tree);
+    const { statements } = await generated();
+    const text = statements.join('\n');
+    expect(text).toContain('from lead_conversions_new.fct_client_conversion_events as events');
+    expect(text).toContain('from public.dim_user');
+    expect(text).not.toContain('search_path');
+  });
+
+  test('writes the rights on columns, and takes away what is no longer declared', async () => {
+    await tree.edit('schema/dim_branch.ts', [
+      `{ select: ['branchId', 'name', 'city', 'country', 'timezoneId'] }`,
+      `{ select: ['branchId', 'name', 'createdAt'] }`,
+    ]);
+    await tree.edit('views/view_refreshes.ts', [
+      `{ select: 'all' }`,
+      `{ select: ['view', 'startedAt'] }`,
+    ]);
+    expect((await generated()).statements).toEqual([
+      'REVOKE SELECT ("city", "country", "timezone_id") ON "public"."dim_branch" FROM "lead_conversions_reader";',
+      'GRANT SELECT ("created_at") ON "public"."dim_branch" TO "lead_conversions_reader";',
+      'REVOKE SELECT ON "public"."view_refreshes" FROM "lead_conversions_reader";',
+      'GRANT SELECT ("started_at", "view") ON "public"."view_refreshes" TO "lead_conversions_reader";',
+    ]);
+  });
+
+  test('with --baseline has nothing to do where the baseline makes what is declared', async () => {
+    expect(await generate('--baseline')).toEqual({
+      code: 0,
+      stdout: 'Nothing to generate: the baseline makes what schema/ and views/ declare.\n',
+      stderr: '',
+    });
+  });
+
+  test('with --baseline replaces all migrations by one that makes what is declared', async () => {
+    await addUserInitial(tree);
+    await generated();
+    await addNotes(tree);
+    const meta = () => readdir(join(tree.folder, 'schema/migrations/meta'));
+    expect(await generate('--baseline')).toMatchObject({ code: 0, stderr: '' });
+    expect(await tree.migrations()).toEqual(landed);
+    expect(await meta()).toEqual(['0000_snapshot.json', '_journal.json']);
+    expect(await generate('--check')).toMatchObject({ code: 0, stderr: '' });
+    expect(await generate('--baseline')).toMatchObject({
+      stdout: expect.stringMatching(/^Nothing to generate: /),
+    });
+    const text = await readFile(
+      join(tree.folder, 'schema/migrations/0000_lead_conversions.sql'),
+      'utf8',
+    );
+    expect(text).toContain('CREATE TABLE "public"."notes"');
+    expect(text.match(/^CREATE MATERIALIZED VIEW/gm)).toHaveLength(2);
+  });
+
+  test('refuses a migration in which a name may mean what somebody else has created', async () => {
+    const file = join(tree.folder, 'schema/migrations', landed[0] ?? '');
+    await writeFile(
+      file,
+      (await readFile(file, 'utf8')).replace('SET LOCAL search_path', 'SET search_path'),
+    );
+    await refused(
+      generate('--check'),
+      /^schema\/migrations\/0000_lead_conversions\.sql does not begin with "SET LOCAL search_path TO pg_catalog, pg_temp;", /,
+    );
+  });
+
+  test('refuses a table and a view that are not declared in public', async () => {
+    await tree.edit(
+      'schema/dim_user.ts',
+      ['  publicTable(', '  pgTable('],
+      ['import { check, ', 'import { check, pgTable, '],
+    );
+    await refused(
+      generate('--name', 'schema'),
+      /^dim_user is not declared in the schema public: declare it with publicTable or publicMaterializedView, /,
+    );
   });
 
   test('refuses a name that is none', async () => {
@@ -213,19 +296,19 @@ export const branchUsers = withProperties(
 
   test('refuses SQL that fails, and writes nothing', async () => {
     await tree.edit('views/fct_lead_conversions.ts', [
-      'from fct_client_conversion_events as events',
-      'from fct_conversion_events as events',
+      'from public.fct_client_conversion_events as events',
+      'from public.fct_conversion_events as events',
     ]);
     await refused(
       generate('--name', 'typo'),
-      /^A statement of the migration would fail: relation "fct_conversion_events" does not exist\nline \d+: from fct_conversion_events as events\n$/,
+      /^A statement of the migration would fail: relation "public\.fct_conversion_events" does not exist\nline \d+: from public\.fct_conversion_events as events\n$/,
     );
   });
 
   test('tells types as Postgres writes them from others', async () => {
     await tree.edit(
       'views/fct_lead_conversions.ts',
-      ['import { pgMaterializedView, varchar }', 'import { numeric, pgMaterializedView, varchar }'],
+      ['import { varchar }', 'import { numeric, varchar }'],
       [
         `userId: identifier('user_id').notNull(),`,
         `userId: identifier('user_id').notNull(), share: numeric('share', { precision: 10, scale: 2 }),`,
@@ -246,7 +329,7 @@ export const branchUsers = withProperties(
       [`'E-mail address of the user.',`, `'E-mail address of the user.', initial: 'Of the name.',`],
     );
     expect((await generated()).heading).toMatch(
-      /^Changes dim_user\. Replaces fct_lead_conversions\. /,
+      /^Changes dim_user\. Replaces fct_lead_conversions\.$/,
     );
   });
 
@@ -272,7 +355,7 @@ export const branchUsers = withProperties(
     );
     await tree.edit('views/view_refreshes.ts', [
       '/** One row per view and refresh:',
-      `export const notes = pgTable('notes', { note: varchar('note') });\n/** One row per view and refresh:`,
+      `export const notes = publicTable('notes', { note: varchar('note') });\n/** One row per view and refresh:`,
     ]);
     await tree.edit('views/index.ts', ['{ type RecordedRefresh', '{ notes, type RecordedRefresh']);
     await tree.edit('schema/dim_user.ts', [

@@ -65,7 +65,10 @@ latestClients satisfies (branchId: string, filter: 'TRIAL') => unknown;
 (event: ClientConversionEvent): string => event.branchId;
 
 const db = drizzle(process.env.DATABASE_URL ?? '');
-await migrate(db, { migrationsFolder: 'node_modules/lead-conversions/schema/migrations' });
+await migrate(db, {
+  migrationsFolder: 'node_modules/lead-conversions/schema/migrations',
+  migrationsTable: 'lead_conversions_migrations',
+});
 
 const branch: Branch = { branchId: 'dublin', name: null, email: null, city: null, country: null, timezoneId: 'Europe/Dublin', createdAt: null };
 const user: User = { userId: 'ada', branchId: 'dublin', name: 'Ada', email: null, createdAt: new Date('2024-06-01T12:00:00Z') };

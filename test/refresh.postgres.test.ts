@@ -124,13 +124,18 @@ describe('of refreshes that overlap,', () => {
   });
 
   test('it is skipped too while somebody holds its lock by hand', async () => {
-    const [{ pid } = { pid: 0 }] = await session<{ pid: number }[]>`
-      select pg_backend_pid() as pid
-      from pg_advisory_lock(hashtextextended('lead-conversions refresh', 0))`;
-    expect(await run(database.url, 'npm run refresh')).toEqual({
-      code: 75,
-      stdout: '',
-      stderr: `skipped: a refresh or a migration is already running (pid ${pid})\n`,
+    await session.begin(async (byHand) => {
+      await byHand`lock table view_refreshes in share update exclusive mode`;
+      const [holder] = await byHand`select pg_backend_pid() as pid`;
+      expect(await run(database.url, 'npm run refresh')).toEqual({
+        code: 75,
+        stdout: '',
+        stderr: expect.stringMatching(
+          new RegExp(
+            `^skipped: a refresh or a migration is already running \\(pid ${holder?.pid}, since [^\n]*\\)\n$`,
+          ),
+        ),
+      });
     });
   });
 

@@ -279,7 +279,7 @@ describe('before it begins, a refresh says what is wrong and what to do:', () =>
           ? [`grant ${owner} to ${role}`]
           : [
               `grant maintain, select on ${views} to ${role}`,
-              `grant insert, select on view_refreshes to ${role}`,
+              `grant insert, select, update on view_refreshes to ${role}`,
             ]),
         `set role ${role}`,
       );
@@ -293,9 +293,13 @@ describe('before it begins, a refresh says what is wrong and what to do:', () =>
         `set role ${role}`,
       );
       await expect(refresh()).rejects.toThrow(
-        `The role ${role} may not write view_refreshes, where each refresh is recorded. Grant it select and insert on that table.`,
+        `The role ${role} may not write view_refreshes, where each refresh is recorded and locks out others. Grant it select, insert and update on that table.`,
       );
-      await execute('reset role', `grant insert on view_refreshes to ${role}`, `set role ${role}`);
+      await execute(
+        'reset role',
+        `grant insert, update on view_refreshes to ${role}`,
+        `set role ${role}`,
+      );
       expect(await refresh()).toHaveLength(2);
     });
   });

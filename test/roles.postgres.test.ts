@@ -5,6 +5,7 @@ import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } fr
 import * as schema from '../schema/index.ts';
 import { type PostgresServer, startPostgres } from '../scripts/postgres_server.ts';
 import { type Result, run } from './support/commands.ts';
+import { addNotes, addUserInitial, scratchTree } from './support/scratch_tree.ts';
 import { sessionsThatWait } from './support/sessions.ts';
 
 /** A server of its own, because roles belong to a whole server. */
@@ -78,6 +79,84 @@ describe('the migrations', () => {
   });
 });
 
+describe('whatever the default privileges of the database,', () => {
+  /** Who but the owner has which rights on what we have made, by whatever way. */
+  const rights = () => gym<{ right: string }[]>`
+    select format('%s %s %s', coalesce(rolname, 'PUBLIC'), privilege_type, what) as right
+    from (
+      select relname::text as what, relowner as owner, relacl as acl from pg_class
+      where relnamespace in ('public'::regnamespace, 'drizzle'::regnamespace)
+      union all
+      select format('%s.%s', relname, attname), relowner, attacl
+      from pg_attribute inner join pg_class on attrelid = pg_class.oid
+      where relnamespace in ('public'::regnamespace, 'drizzle'::regnamespace)
+      union all
+      select nspname, nspowner, nspacl from pg_namespace where nspname = 'drizzle'
+    ) as acls
+    cross join aclexplode(acl)
+    left join pg_roles on grantee = pg_roles.oid
+    where grantee <> owner
+    order by 1`;
+
+  const declared = [
+    ...['branch_id', 'city', 'country', 'name', 'timezone_id'].map(
+      (column) => `lead_conversions_reader SELECT dim_branch.${column}`,
+    ),
+    'lead_conversions_reader SELECT fct_client_conversion_events',
+    'lead_conversions_reader SELECT fct_lead_conversions',
+    'lead_conversions_reader SELECT view_refreshes',
+  ].map((right) => ({ right }));
+
+  let gym: postgres.Sql;
+  beforeEach(async () => {
+    gym = postgres(server.url('gym'), { max: 1, onnotice: () => {} });
+    await admin`create role analyst login`;
+    await admin`create role lead_conversions_reader`;
+    for (const kind of ['tables', 'sequences', 'schemas']) {
+      await gym.unsafe(`
+        alter default privileges for role owner grant all on ${kind} to analyst with grant option;
+        alter default privileges for role owner grant all on ${kind} to public`);
+    }
+    await gym`
+      alter default privileges for role owner in schema public
+      grant all on tables to pg_monitor, lead_conversions_reader`;
+  });
+  afterEach(async () => {
+    await gym`drop owned by analyst`;
+    await gym.end();
+    await admin`drop role analyst`;
+  });
+
+  test('what a migration makes has the declared rights and no others', async () => {
+    expect(await run(urlAs('owner'), 'drizzle-kit migrate')).toMatchObject({ code: 0 });
+    expect([...(await rights())]).toEqual(declared);
+  });
+
+  test('so has what a later migration makes, which leaves what was granted since alone', async () => {
+    await run(urlAs('owner'), 'drizzle-kit migrate');
+    await gym`grant select on dim_user to analyst`;
+    await gym`grant select (email) on dim_branch to analyst`;
+    const tree = await scratchTree();
+    try {
+      await addUserInitial(tree);
+      await addNotes(tree);
+      await tree.run('', 'npm run generate', ['--name', 'notes']);
+      expect(await tree.run(urlAs('owner'), 'drizzle-kit migrate')).toMatchObject({ code: 0 });
+    } finally {
+      await tree.remove();
+    }
+    expect([...(await rights())]).toEqual(
+      [
+        { right: 'analyst SELECT dim_branch.email' },
+        { right: 'analyst SELECT dim_user' },
+        ...declared,
+        { right: 'lead_conversions_reader SELECT notes.note' },
+      ].toSorted((one, other) => (one.right < other.right ? -1 : 1)),
+    );
+    expect(await gym`select nspname from pg_namespace where nspname ~ '^lead'`).toEqual([]);
+  });
+});
+
 describe('a member of lead_conversions_reader', () => {
   const tables = Object.values(schema as Record<string, PgTable>).map((table) =>
     getTableName(table),
@@ -108,10 +187,18 @@ describe('a member of lead_conversions_reader', () => {
     expect(await member`select view from view_refreshes`).toHaveLength(2);
   });
 
+  test('reads what names a branch, but not its e-mail address', async () => {
+    expect(
+      await member`select branch_id, name, city, country, timezone_id from dim_branch`,
+    ).toHaveLength(3);
+    await refused('select email from dim_branch');
+    await refused('select created_at from dim_branch');
+  });
+
   test('is refused on every input table', async () => {
     expect(tables).toHaveLength(4);
     for (const table of tables) {
-      await refused(`select count(*) from ${table}`);
+      await refused(`select * from ${table}`);
     }
   });
 

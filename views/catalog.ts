@@ -17,6 +17,9 @@ export interface CatalogedView {
   reads: number[];
 }
 
+/** A relation of ours by its name, whatever the search_path; NULL if it is not there. */
+export const relationOf = (name: string): SQL => sql`to_regclass(${`public.${name}`})`;
+
 /** What a relation's rule refers to: relations, and functions that are not Postgres' own. */
 const readBy = (relation: SQL): SQL => sql`
   select distinct pg_depend.refobjid::bigint as oid
@@ -64,7 +67,7 @@ export async function catalogView(
         end`,
       uniqueIndexes: sql<UniqueIndex[] | null>`(
         select json_agg(json_build_object(
-          'name', indexrelid::regclass::text,
+          'name', (select relname from pg_class as index where index.oid = indexrelid),
           'flaw', case
             when not indisvalid then 'is not valid'
             when indpred is not null then 'leaves out rows (it has a WHERE)'
@@ -79,7 +82,7 @@ export async function catalogView(
       >`(select json_agg(oid) from (${readBy(sql`pg_class.oid`)}) as read)`,
     })
     .from(sql`pg_class`)
-    .where(sql`oid = to_regclass(${name})`);
+    .where(sql`oid = ${relationOf(name)}`);
   if (!found) {
     throw notMigrated(name);
   }
@@ -107,45 +110,58 @@ export const notMigrated = (relation: string): Error =>
   );
 
 /**
- * Which sessions keep others from refreshing a view, by what they have locked: the
- * view itself, what it reads, or the history. A refresh takes EXCLUSIVE on the
- * view, ACCESS SHARE on what it reads, ROW EXCLUSIVE on the history.
- * https://www.postgresql.org/docs/16/explicit-locking.html#LOCKING-TABLES
+ * A query for who has locked something, or waits for a lock that comes before
+ * ours: one row per session or prepared transaction, `holder` in words. The
+ * condition picks from pg_locks.
+ * https://www.postgresql.org/docs/16/view-pg-locks.html
  */
-export async function lockHolders(
-  db: PgDatabase<PgQueryResultHKT>,
-  view: string,
-  history: string,
-): Promise<string[]> {
-  const strongestFirst = sql`array_position(
+export const lockHolders = (condition: SQL): SQL => sql`
+  select distinct on (pg_locks.pid, gid)
+    case
+      when gid is null then
+        format('pid %s (%s)', pg_locks.pid, concat_ws(', ', usename, nullif(application_name, '')))
+      else format('the prepared transaction %L of %s', gid, owner)
+    end
+    || case when pg_locks.granted then ' holds ' else ' waits for ' end
+    || format('%s on %s', pg_locks.mode, relname) as holder
+  from pg_locks
+  inner join pg_class on pg_locks.relation = pg_class.oid
+  left join pg_stat_activity on pg_locks.pid = pg_stat_activity.pid
+  left join pg_locks as prepared
+    on pg_locks.pid is null
+    and prepared.pid is null
+    and prepared.virtualtransaction = pg_locks.virtualtransaction
+    and prepared.locktype = 'transactionid'
+  left join pg_prepared_xacts on prepared.transactionid = pg_prepared_xacts.transaction
+  where pg_locks.locktype = 'relation'
+    and pg_locks.database = (select oid from pg_database where datname = current_database())
+    and pg_locks.pid is distinct from pg_backend_pid()
+    and ${condition}
+  order by pg_locks.pid, gid, pg_locks.granted desc, array_position(
     array[
       'AccessExclusiveLock', 'ExclusiveLock', 'ShareRowExclusiveLock', 'ShareLock',
       'ShareUpdateExclusiveLock', 'RowExclusiveLock', 'RowShareLock'
     ],
-    mode)`;
-  const holders = await db
-    .selectDistinctOn([sql`pg_locks.pid`], {
-      pid: sql<number>`pg_locks.pid`,
-      role: sql<string | null>`usename`,
-      application: sql<string | null>`application_name`,
-      mode: sql<string>`mode`,
-      relation: sql<string>`relation::regclass::text`,
-    })
-    .from(sql`pg_locks left join pg_stat_activity using (pid)`)
-    .where(
-      sql`locktype = 'relation'
-        and granted
-        and database = (select oid from pg_database where datname = current_database())
-        and pg_locks.pid <> pg_backend_pid()
-        and case relation
-          when to_regclass(${view}) then mode <> 'AccessShareLock'
-          when to_regclass(${history}) then mode !~ '^(Access|Row)Share|^RowExclusive|^ShareUpdate'
-          else mode = 'AccessExclusiveLock' and relation in (${readBy(sql`to_regclass(${view})`)})
-        end`,
-    )
-    .orderBy(sql`pg_locks.pid`, strongestFirst);
-  return holders.map(
-    ({ pid, role, application, mode, relation }) =>
-      `pid ${pid} (${[role, application].filter(Boolean).join(', ')}) holds ${mode} on ${relation}`,
-  );
+    pg_locks.mode)`;
+
+/**
+ * Who keeps others from refreshing a view, by what they have locked: the view
+ * itself, what it reads, or the history. A refresh takes EXCLUSIVE on the view,
+ * ACCESS SHARE on what it reads, SHARE UPDATE EXCLUSIVE on the history.
+ * https://www.postgresql.org/docs/16/explicit-locking.html#LOCKING-TABLES
+ */
+export async function lockHoldersInTheWay(
+  db: PgDatabase<PgQueryResultHKT>,
+  view: string,
+  history: string,
+): Promise<string[]> {
+  const locks = lockHolders(sql`
+    case pg_locks.relation
+      when ${relationOf(view)} then pg_locks.mode <> 'AccessShareLock'
+      when ${relationOf(history)} then pg_locks.mode !~ '^(Access|Row)Share|^RowExclusive'
+      else pg_locks.mode = 'AccessExclusiveLock'
+        and pg_locks.relation in (${readBy(relationOf(view))})
+    end`);
+  const holders = await db.select({ holder: sql<string>`holder` }).from(sql`(${locks}) as holders`);
+  return holders.map(({ holder }) => holder);
 }

@@ -1,8 +1,8 @@
 import { sql } from 'drizzle-orm';
-import { pgMaterializedView, varchar } from 'drizzle-orm/pg-core';
-import { identifier, localTime } from '../schema/columns.ts';
-import { withProperties } from '../schema/properties.ts';
-import { conversionEventTypes, leadStatuses, readerRole } from './values.ts';
+import { varchar } from 'drizzle-orm/pg-core';
+import { identifier, localTime, publicMaterializedView } from '../schema/columns.ts';
+import { readerRole, withProperties } from '../schema/properties.ts';
+import { conversionEventTypes, leadStatuses } from './values.ts';
 
 /**
  * One row per user, leads included: the user's first membership, first credit
@@ -12,7 +12,7 @@ import { conversionEventTypes, leadStatuses, readerRole } from './values.ts';
  * `branchId`. The columns are those of figure 1.4.1 of the brief, in its order.
  */
 export const fctClientConversionEvents = withProperties(
-  pgMaterializedView('fct_client_conversion_events', {
+  publicMaterializedView('fct_client_conversion_events', {
     userId: identifier('user_id').notNull(),
     branchId: identifier('branch_id'),
     localUserCreatedAt: localTime('local_user_created_at'),
@@ -46,7 +46,7 @@ first_membership_keys as (
     select distinct on (user_id)
         user_id,
         user_membership_id
-    from fct_membership_purchases
+    from public.fct_membership_purchases
     order by
         user_id asc,
         membership_purchased_at asc nulls last,
@@ -61,7 +61,7 @@ first_credit_pack_keys as (
     select distinct on (user_id)
         user_id,
         credit_pack_id
-    from fct_credit_pack_purchases
+    from public.fct_credit_pack_purchases
     order by
         user_id asc,
         credit_pack_purchased_at asc nulls last,
@@ -81,7 +81,7 @@ first_memberships as (
         (membership_purchase_details ->> 'name')::varchar as membership_name,
         (membership_purchase_details ->> 'source')::varchar
             as membership_source
-    from fct_membership_purchases
+    from public.fct_membership_purchases
     where (user_id, user_membership_id) in (
 
         -- offset 0 leaves the rows as they are. It keeps Postgres from merging
@@ -108,7 +108,7 @@ first_credit_packs as (
         (credit_pack_purchase_details ->> 'name')::varchar as credit_pack_name,
         (credit_pack_purchase_details ->> 'source')::varchar
             as credit_pack_source
-    from fct_credit_pack_purchases
+    from public.fct_credit_pack_purchases
     where (user_id, credit_pack_id) in (
 
         -- offset 0 is for the plan, as above.
@@ -133,8 +133,8 @@ users as (
         dim_user.branch_id,
         dim_user.created_at,
         coalesce(dim_branch.timezone_id, 'UTC') as timezone_id
-    from dim_user
-    left join dim_branch
+    from public.dim_user
+    left join public.dim_branch
         on dim_user.branch_id = dim_branch.branch_id
 
 ),
@@ -253,7 +253,7 @@ from user_first_purchases
       firstCreditPackSource: 'Source of the purchase of the first credit pack.',
     },
     uniqueKey: ['userId'],
-    grants: { select: [readerRole] },
+    grants: { [readerRole]: { select: 'all' } },
   },
 );
 

@@ -1,13 +1,8 @@
 import { sql } from 'drizzle-orm';
-import { pgMaterializedView, varchar } from 'drizzle-orm/pg-core';
-import { identifier, localTime } from '../schema/columns.ts';
-import { withProperties } from '../schema/properties.ts';
-import {
-  conversionEventFilters,
-  conversionEventTypes,
-  leadStatuses,
-  readerRole,
-} from './values.ts';
+import { varchar } from 'drizzle-orm/pg-core';
+import { identifier, localTime, publicMaterializedView } from '../schema/columns.ts';
+import { readerRole, withProperties } from '../schema/properties.ts';
+import { conversionEventFilters, conversionEventTypes, leadStatuses } from './values.ts';
 
 /**
  * Three rows per user, one per `clientConversionEventFilter`: the purchase that
@@ -18,7 +13,7 @@ import {
  * `branchId`. The columns are those of figure 1.4.2 of the brief, in its order.
  */
 export const fctLeadConversions = withProperties(
-  pgMaterializedView('fct_lead_conversions', {
+  publicMaterializedView('fct_lead_conversions', {
     userId: identifier('user_id').notNull(),
     branchId: identifier('branch_id'),
     localUserCreatedAt: localTime('local_user_created_at'),
@@ -87,7 +82,7 @@ filtered_conversions as (
         events.first_local_credit_pack_purchase_at,
         events.first_credit_pack_name,
         events.first_credit_pack_source
-    from fct_client_conversion_events as events
+    from public.fct_client_conversion_events as events
     cross join conversion_filters
 
 )
@@ -158,7 +153,7 @@ order by
         comment: 'Answers for the users of a branch, created between two dates.',
       },
     ],
-    grants: { select: [readerRole] },
+    grants: { [readerRole]: { select: 'all' } },
   },
 );
 

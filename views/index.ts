@@ -1,3 +1,4 @@
+export { readerRole } from '../schema/properties.ts';
 export {
   type ClientConversionEvent,
   fctClientConversionEvents,

@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from 'node:timers/promises';
 import {
   DrizzleQueryError,
   desc,
@@ -12,9 +13,17 @@ import {
   type PgMaterializedView,
   type PgQueryResultHKT,
   PgTransaction,
+  type PgTransactionConfig,
 } from 'drizzle-orm/pg-core';
 import packageJson from 'lead-conversions/package.json' with { type: 'json' };
-import { type CatalogedView, catalogView, lockHolders, notMigrated } from './catalog.ts';
+import { pinSearchPath } from '../schema/columns.ts';
+import {
+  type CatalogedView,
+  catalogView,
+  lockHoldersInTheWay,
+  notMigrated,
+  relationOf,
+} from './catalog.ts';
 import { fctClientConversionEvents } from './fct_client_conversion_events.ts';
 import { fctLeadConversions } from './fct_lead_conversions.ts';
 import type { RefreshMode } from './values.ts';
@@ -81,6 +90,17 @@ export interface RefreshReport {
 
 type Session = PgDatabase<PgQueryResultHKT>;
 
+/** Works in a transaction in which no name means what others have created under it. */
+const pinned = <Result>(
+  session: Session,
+  work: (tx: Session) => PromiseLike<Result>,
+  config?: PgTransactionConfig,
+): Promise<Result> =>
+  session.transaction(async (tx) => {
+    await tx.execute(pinSearchPath);
+    return await work(tx);
+  }, config);
+
 /** What to select from, to have values computed once. */
 const once = sql`(values (1)) as once`;
 
@@ -90,9 +110,6 @@ export const viewsInOrder: PgMaterializedView[] = [fctClientConversionEvents, fc
 /** https://www.postgresql.org/docs/16/errcodes-appendix.html */
 const LOCK_NOT_AVAILABLE = '55P03';
 const QUERY_CANCELED = '57014';
-
-/** Held by the one refresh that runs in this database, and by nobody once it has ended. */
-export const refreshLock = sql`hashtextextended('lead-conversions refresh', 0)`;
 
 /**
  * Refreshes all views in one transaction: readers never wait, see all views
@@ -157,13 +174,15 @@ async function refreshInTransaction(session: Session, bounds: Bounds): Promise<R
   let pid = 0;
   let viewAtWork: string | undefined;
   const work = async (tx: Session): Promise<Result> => {
-    await setBounds(tx, bounds);
-    const lock = await takeLock(tx);
-    if (lock.reason) {
-      return { outcome: 'skipped', reason: lock.reason, views: [] };
+    pid = await setBounds(tx, bounds);
+    let catalog = await preflight(tx);
+    viewAtWork = catalog[0]?.name;
+    const reason = await takeLock(tx, signal);
+    if (reason) {
+      return { outcome: 'skipped', reason, views: [] };
     }
-    pid = lock.pid;
-    const catalog = await preflight(tx);
+    // Again, because whoever had the lock before may have replaced the views.
+    catalog = await preflight(tx);
     const unchanged = new Set<number>();
     const views: ViewRefresh[] = [];
     for (const view of catalog) {
@@ -176,15 +195,16 @@ async function refreshInTransaction(session: Session, bounds: Bounds): Promise<R
     return { outcome: 'refreshed', reason: null, views };
   };
   const cancel = () =>
-    session
-      .select({ cancelled: sql`pg_cancel_backend(pid)` })
-      .from(sql`(${lockHolder}) as holder`)
-      // Not whoever has that connection from the pool once this is over.
-      .where(sql`pid = ${pid}`);
+    pinned(session, (other) =>
+      other
+        .select({ cancelled: sql`pg_cancel_backend(pid)` })
+        .from(sql`pg_locks`)
+        // Not whoever has that connection from the pool once this is over.
+        .where(sql`pid = ${pid} and ${isRefreshLock}`),
+    );
   try {
     return await cancellable(
-      () =>
-        session.transaction(work, { isolationLevel: 'read committed', accessMode: 'read write' }),
+      () => pinned(session, work, { isolationLevel: 'read committed', accessMode: 'read write' }),
       cancel,
       signal,
     );
@@ -196,10 +216,10 @@ async function refreshInTransaction(session: Session, bounds: Bounds): Promise<R
 /**
  * Bounds a transaction, and what it leaves behind when this process, its machine
  * or the network between is gone: Postgres then ends it within seconds, and
- * every lock with it.
+ * every lock with it. Returns the id of the server process.
  * https://www.postgresql.org/docs/16/runtime-config-connection.html#RUNTIME-CONFIG-TCP-SETTINGS
  */
-async function setBounds(tx: Session, bounds: Bounds): Promise<void> {
+async function setBounds(tx: Session, bounds: Bounds): Promise<number> {
   const settings = Object.entries({
     lock_timeout: bounds.lockTimeout,
     statement_timeout: bounds.statementTimeout,
@@ -214,52 +234,114 @@ async function setBounds(tx: Session, bounds: Bounds): Promise<void> {
     default_statistics_target: '10',
   });
   const values = settings.map(([name, value]) => sql`(${name}, ${value})`);
-  await tx
-    .select({ value: sql`set_config(name, value, true)` })
+  const [set] = await tx
+    .select({
+      value: sql`set_config(name, value, true)`,
+      pid: sql`pg_backend_pid()`.mapWith(Number),
+    })
     .from(sql`(values ${sql.join(values, sql`, `)}) as settings (name, value)`)
     // Which a server on Windows refuses.
     .where(sql`name <> 'client_connection_check_interval' or version() !~* 'visual c|mingw'`);
+  return set?.pid ?? 0;
 }
 
-/** Who holds the lock of a refresh in this database. */
-const lockHolder = sql`
-  select pid
-  from pg_locks
-  where locktype = 'advisory'
-    and granted
-    and database = (select oid from pg_database where datname = current_database())
-    and classid::bigint << 32 | objid::bigint = ${refreshLock}
-    and objsubid = 1`;
+/**
+ * The lock of a refresh, in pg_locks: SHARE UPDATE EXCLUSIVE on the history, which
+ * one session can have at a time, and only one that may write there.
+ */
+const isRefreshLock = sql`
+  locktype = 'relation'
+  and relation = ${relationOf(getTableName(viewRefreshes))}
+  and database = (select oid from pg_database where datname = current_database())
+  and mode = 'ShareUpdateExclusiveLock'`;
 
-/** Takes the lock of a refresh for the process `pid` of this session, or says who has it. */
-async function takeLock(tx: Session): Promise<{ pid: number; reason?: string }> {
-  const [lock] = await tx
-    .select({
-      isOurs: sql<boolean>`pg_try_advisory_xact_lock(${refreshLock})`,
-      pid: sql`pg_backend_pid()`.mapWith(Number),
-    })
-    .from(once);
-  if (lock?.isOurs) {
-    return lock;
+/**
+ * Takes the lock of a refresh, or says why that is not to be: another refresh or a
+ * migration is running, or somebody holds the lock to keep refreshes off. Waits
+ * for whatever else has locked the history, such as a VACUUM, as long as
+ * lock_timeout allows, and throws LOCK_NOT_AVAILABLE after that.
+ */
+async function takeLock(tx: Session, signal?: AbortSignal): Promise<string | undefined> {
+  let failure = await lockHistory(tx, 'nowait');
+  for (let look = 1; failure; look += 1) {
+    const holder = await lockHolder(tx);
+    if (!holder || holder.isMaintenance) {
+      break;
+    }
+    // A VACUUM is not seen at work in the moment after it has taken the lock.
+    if (holder.isRefresh || look === 5) {
+      return describeHolder(holder);
+    }
+    await sleep(100, undefined, { signal });
+    failure = await lockHistory(tx, 'nowait');
   }
+  failure &&= await lockHistory(tx, 'wait');
+  if (failure) {
+    const holder = await lockHolder(tx);
+    if (!holder || holder.isMaintenance) {
+      throw failure;
+    }
+    return describeHolder(holder);
+  }
+}
+
+/** Locks the history, or returns why that was not possible. */
+async function lockHistory(tx: Session, wait: 'wait' | 'nowait'): Promise<unknown> {
+  const nowait = wait === 'nowait' ? sql` nowait` : sql``;
+  try {
+    await tx.transaction(async (savepoint) => {
+      // The first one tells a refresh from a VACUUM, which has the second alone.
+      await savepoint.execute(sql`lock table ${viewRefreshes} in access share mode${nowait}`);
+      await savepoint.execute(
+        sql`lock table ${viewRefreshes} in share update exclusive mode${nowait}`,
+      );
+    });
+  } catch (error) {
+    if (causeOf(error).code === LOCK_NOT_AVAILABLE) {
+      return error;
+    }
+    throw error;
+  }
+}
+
+/** Another session that has the lock of a refresh. */
+interface LockHolder {
+  pid: number;
+  /** When its transaction began. Null if this role may not know. */
+  since: string | null;
+  /** Whether it is known to be a refresh or a migration. */
+  isRefresh: boolean;
+  /** Whether it vacuums, analyzes or indexes the history. */
+  isMaintenance: boolean;
+}
+
+async function lockHolder(tx: Session): Promise<LockHolder | undefined> {
+  const isRefresh = sql<boolean>`exists (
+    select from pg_locks as read_locks
+    where read_locks.pid = pg_locks.pid
+      and read_locks.relation = pg_locks.relation
+      and read_locks.mode = 'AccessShareLock'
+  )`;
   const [holder] = await tx
     .select({
-      pid: sql`pid`.mapWith(Number),
-      // Hidden if it belongs to a role that this one is no member of.
+      pid: sql`pg_locks.pid`.mapWith(Number),
       since: sql<
         string | null
       >`to_char(xact_start at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')`,
+      isRefresh,
+      isMaintenance: sql<boolean>`not ${isRefresh} and pg_locks.pid in (
+        select pid from pg_stat_progress_vacuum
+        union all select pid from pg_stat_progress_analyze
+        union all select pid from pg_stat_progress_create_index
+      )`,
     })
-    .from(sql`(${lockHolder}) as holder left join pg_stat_activity using (pid)`);
-  if (!holder) {
-    return takeLock(tx); // it has just ended
-  }
-  const since = holder.since ? `, since ${holder.since}` : '';
-  return {
-    ...holder,
-    reason: `a refresh or a migration is already running (pid ${holder.pid}${since})`,
-  };
+    .from(sql`pg_locks left join pg_stat_activity on pg_locks.pid = pg_stat_activity.pid`)
+    .where(sql`${isRefreshLock} and granted and pg_locks.pid <> pg_backend_pid()`);
+  return holder;
 }
+
+const describeHolder = ({ pid, since }: LockHolder) =>
+  `a refresh or a migration is already running (pid ${pid}${since ? `, since ${since}` : ''})`;
 
 /** Looks up the views, and throws an Error that says what to do where a refresh would fail. */
 async function preflight(tx: Session): Promise<CatalogedView[]> {
@@ -267,10 +349,12 @@ async function preflight(tx: Session): Promise<CatalogedView[]> {
   const [facts] = await tx
     .select({
       role: sql<string>`current_user`,
-      hasHistory: sql<boolean>`to_regclass(${history}) is not null`,
+      hasHistory: sql<boolean>`${relationOf(history)} is not null`,
+      // The lock of a refresh needs one of those behind select and insert.
       mayWrite: sql<boolean>`
-        has_table_privilege(to_regclass(${history}), 'select')
-        and has_table_privilege(to_regclass(${history}), 'insert')`,
+        has_table_privilege(${relationOf(history)}, 'select')
+        and has_table_privilege(${relationOf(history)}, 'insert')
+        and has_table_privilege(${relationOf(history)}, 'update, delete, truncate')`,
       countsTuples: sql<boolean>`current_setting('track_counts')::boolean`,
     })
     .from(once);
@@ -283,7 +367,7 @@ async function preflight(tx: Session): Promise<CatalogedView[]> {
   }
   if (!facts.mayWrite) {
     throw new Error(
-      `The role ${facts.role} may not write ${history}, where each refresh is recorded. Grant it select and insert on that table.`,
+      `The role ${facts.role} may not write ${history}, where each refresh is recorded and locks out others. Grant it select, insert and update on that table.`,
     );
   }
   if (!facts.countsTuples) {
@@ -386,18 +470,19 @@ async function contentsOf(tx: Session, view: PgMaterializedView): Promise<Conten
  * https://www.postgresql.org/docs/16/sql-vacuum.html
  */
 async function vacuum(session: Session, view: string, signal?: AbortSignal): Promise<string[]> {
-  const statement = `vacuum (analyze, truncate false, skip_locked) "${view}"`;
+  const statement = `vacuum (analyze, truncate false, skip_locked) "public"."${view}"`;
   const lastVacuum = async () => {
-    const [last] = await session
-      .select({ at: sql<string | null>`pg_stat_get_last_vacuum_time(to_regclass(${view}))::text` })
-      .from(once);
+    const at = sql<string | null>`pg_stat_get_last_vacuum_time(${relationOf(view)})::text`;
+    const [last] = await pinned(session, (tx) => tx.select({ at }).from(once));
     return last?.at;
   };
   const cancel = () =>
-    session
-      .select({ cancelled: sql`pg_cancel_backend(pid)` })
-      .from(sql`pg_stat_activity`)
-      .where(sql`usename = current_user and state = 'active' and query = ${statement}`);
+    pinned(session, (tx) =>
+      tx
+        .select({ cancelled: sql`pg_cancel_backend(pid)` })
+        .from(sql`pg_stat_activity`)
+        .where(sql`usename = current_user and state = 'active' and query = ${statement}`),
+    );
   try {
     const before = await lastVacuum();
     await cancellable(() => session.execute(sql.raw(statement)), cancel, signal);
@@ -453,7 +538,9 @@ async function explainTimeout(
     const timeout = `The statement timeout was ${statementTimeout}.`;
     return new Error(`${view} was not refreshed: ${message}. ${timeout}`, { cause: error });
   }
-  const holders = await lockHolders(session, view, getTableName(viewRefreshes));
+  const holders = await pinned(session, (tx) =>
+    lockHoldersInTheWay(tx, view, getTableName(viewRefreshes)),
+  );
   const holding = holders.join(', ') || 'the session that held it has ended since';
   return new Error(
     `${view} was not refreshed, for want of a lock within ${lockTimeout}: ${holding}.`,

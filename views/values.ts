@@ -17,6 +17,3 @@ export type ConversionEventFilter = (typeof conversionEventFilters)[number];
  */
 export const refreshModes = ['concurrently', 'populate', 'unchanged'] as const;
 export type RefreshMode = (typeof refreshModes)[number];
-
-/** The role whose members may read the views and the history of their refreshes. */
-export const readerRole = 'lead_conversions_reader';

@@ -1,11 +1,11 @@
-import { bigint, numeric, pgTable, primaryKey, varchar } from 'drizzle-orm/pg-core';
-import { instant } from '../schema/columns.ts';
-import { withProperties } from '../schema/properties.ts';
-import { readerRole, refreshModes } from './values.ts';
+import { bigint, numeric, primaryKey, varchar } from 'drizzle-orm/pg-core';
+import { instant, publicTable } from '../schema/columns.ts';
+import { readerRole, withProperties } from '../schema/properties.ts';
+import { refreshModes } from './values.ts';
 
 /** One row per view and refresh: how fresh each view is, and what the refreshes did. */
 export const viewRefreshes = withProperties(
-  pgTable(
+  publicTable(
     'view_refreshes',
     {
       view: varchar('view').notNull(),
@@ -39,7 +39,7 @@ export const viewRefreshes = withProperties(
       fingerprint:
         'Sum of the ids of the transactions that wrote the rows of the view (xmin). Tells the next refresh whether anybody has changed the view since.',
     },
-    grants: { select: [readerRole] },
+    grants: { [readerRole]: { select: 'all' } },
   },
 );
 

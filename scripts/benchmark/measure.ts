@@ -11,7 +11,7 @@ import {
   fctMembershipPurchases,
 } from '../../schema/index.ts';
 import { fctClientConversionEvents, fctLeadConversions, refreshViews } from '../../views/index.ts';
-import { openDatabase } from '../database.ts';
+import { migrations, openDatabase } from '../database.ts';
 import { branches, branchId, buy, generate, type Size, userId } from './data.ts';
 import { conversionsOnInputTables, createReference } from './reference.ts';
 
@@ -65,7 +65,7 @@ export async function measure(
   const database = await openDatabase(url);
   try {
     onProgress('migrate and generate');
-    await migrate(drizzle(client), { migrationsFolder: 'schema/migrations' });
+    await migrate(drizzle(client), migrations);
     await createReference(client);
     await generate(client, size);
 

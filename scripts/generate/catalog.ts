@@ -1,4 +1,4 @@
-import { getTableColumns, is, type SQL, sql } from 'drizzle-orm';
+import { getTableColumns, getTableName, is, type SQL, sql } from 'drizzle-orm';
 import {
   getMaterializedViewConfig,
   getTableConfig,
@@ -23,7 +23,7 @@ export interface Relation {
   indexes: Index[];
   /** On the relation, its columns, its CHECKs and its indexes by name. */
   comments: Comment[];
-  /** To others than the owner, by role. */
+  /** To others than the owner, by role and column. */
   grants: Grant[];
 }
 
@@ -45,6 +45,8 @@ export interface Comment {
 export interface Grant {
   role: string;
   privilege: string;
+  /** The column that it is on, null if it is on all of the relation. */
+  column: string | null;
 }
 
 /** What drizzle-kit reads: all that schema/ and views/ export. */
@@ -64,8 +66,20 @@ export function declaredRelations(): Relation[] {
   return relations.sort(byName);
 }
 
+/** The names of the columns of a declared table, in the order in which they are declared. */
+export function columnOrder(table: string): string[] {
+  const declaration = Object.values(declarations).find(
+    (it) => is(it, PgTable) && getTableName(it) === table,
+  );
+  return is(declaration, PgTable)
+    ? Object.values(getTableColumns(declaration)).map(({ name }) => name)
+    : [];
+}
+
 function declaredTable(table: PgTable): Relation {
-  const { name, columns, checks, indexes, primaryKeys, uniqueConstraints } = getTableConfig(table);
+  const { name, schema, columns, checks, indexes, primaryKeys, uniqueConstraints } =
+    getTableConfig(table);
+  refuseOtherSchemas(name, schema);
   const properties = propertiesOf(table) ?? undeclared(name);
   const constraints: (string | undefined)[] = [
     ...columns.map(({ primary }) => (primary ? `${name}_pkey` : undefined)),
@@ -114,12 +128,13 @@ function declaredTable(table: PgTable): Relation {
         .sort(byName),
       ...indexComments,
     ],
-    grants: grantsOf(properties),
+    grants: grantsOf(properties, (key) => getTableColumns(table)[key]?.name ?? key),
   };
 }
 
 function declaredView(view: PgMaterializedView): Relation {
-  const { name, selectedFields } = getMaterializedViewConfig(view);
+  const { name, schema, selectedFields } = getMaterializedViewConfig(view);
+  refuseOtherSchemas(name, schema);
   if (!viewsInOrder.includes(view)) {
     throw new Error(`${name} is not among viewsInOrder of views/refresh.ts: nothing refreshes it.`);
   }
@@ -155,7 +170,7 @@ function declaredView(view: PgMaterializedView): Relation {
         .map(({ name, comment }): Comment => ({ on: 'INDEX', name, text: comment }))
         .sort(byName),
     ],
-    grants: grantsOf(properties),
+    grants: grantsOf(properties, nameOf),
   };
 }
 
@@ -181,10 +196,24 @@ const columnComments = (
   ),
 ];
 
-const grantsOf = ({ grants }: Properties): Grant[] =>
-  (grants?.select ?? []).toSorted().map((role) => ({ role, privilege: 'SELECT' }));
+const grantsOf = ({ grants = {} }: Properties, nameOf: (key: string) => string): Grant[] =>
+  Object.keys(grants)
+    .sort()
+    .flatMap((role) => {
+      const select = grants[role]?.select ?? [];
+      const columns = select === 'all' ? [null] : select.map(nameOf).sort();
+      return columns.map((column) => ({ role, privilege: 'SELECT', column }));
+    });
 
 const byName = (one: { name: string }, other: { name: string }) => (one.name < other.name ? -1 : 1);
+
+function refuseOtherSchemas(name: string, schema: string | undefined): void {
+  if (schema !== 'public') {
+    throw new Error(
+      `${name} is not declared in the schema public: declare it with publicTable or publicMaterializedView, see schema/columns.ts.`,
+    );
+  }
+}
 
 function undeclared(what: string): never {
   throw new Error(
@@ -246,11 +275,21 @@ export async function readRelations(
           where indrelid = pg_class.oid
         ) as objects`),
       grants: list<Grant>(sql`
-        select json_agg(json_build_object('role', role, 'privilege', privilege_type)
-          order by role, privilege_type)
+        select json_agg(
+          json_build_object('role', role, 'privilege', privilege_type, 'column', attname)
+          order by role, privilege_type, attname nulls first
+        )
         from (
-          select coalesce(rolname, 'PUBLIC') as role, privilege_type
-          from aclexplode(relacl) left join pg_roles on grantee = pg_roles.oid
+          select coalesce(rolname, 'PUBLIC') as role, privilege_type, attname
+          from (
+            select null as attname, relacl as acl
+            union all
+            select attname, attacl
+            from pg_attribute
+            where attrelid = pg_class.oid and not attisdropped
+          ) as acls
+          cross join aclexplode(acl)
+          left join pg_roles on grantee = pg_roles.oid
           where grantee <> relowner
         ) as granted`),
     })

@@ -1,14 +1,18 @@
 import { isDeepStrictEqual } from 'node:util';
-import { sql } from 'drizzle-orm';
+import { type SQL, sql } from 'drizzle-orm';
 import {
   getMaterializedViewConfig,
   type PgDatabase,
   PgDialect,
   type PgQueryResultHKT,
 } from 'drizzle-orm/pg-core';
-import { refreshLock, viewsInOrder } from '../../views/refresh.ts';
+import { pinSearchPath } from '../../schema/columns.ts';
+import { readerRole, readerRoleComment } from '../../schema/properties.ts';
+import { lockHolders } from '../../views/catalog.ts';
+import { viewsInOrder } from '../../views/refresh.ts';
 import { explain } from '../command.ts';
-import { type Comment, declaredRelations, type Relation, readRelations } from './catalog.ts';
+import { migrationsTable } from '../database.ts';
+import { type Comment, columnOrder, type Grant, type Relation, readRelations } from './catalog.ts';
 
 /** What drizzle-kit says of a change. */
 export interface Changes {
@@ -21,6 +25,14 @@ export interface Changes {
 /** Where the new views are until they take the places of the old ones. */
 const scratch = 'lead_conversions_new';
 
+/** Where drizzle-kit records what it has migrated. */
+const records = `drizzle.${migrationsTable}`;
+
+const render = (fragment: SQL) => new PgDialect().sqlToQuery(fragment).sql;
+
+/** The statement with which every migration begins. */
+export const firstStatement = `${render(pinSearchPath).replace(/^.* to /, 'SET LOCAL search_path TO ')};`;
+
 /**
  * Makes a migration of what drizzle-kit says: with comments, grants and the
  * views' indexes as they are declared, and with every view that changes replaced
@@ -32,45 +44,29 @@ const scratch = 'lead_conversions_new';
  */
 export async function completeMigration(
   database: PgDatabase<PgQueryResultHKT>,
+  declared: Relation[],
   { statements, creations }: Changes,
 ): Promise<string[]> {
-  const declared = declaredRelations();
   const migration: string[] = [];
+  let header = '';
   await database.transaction(async (db) => {
+    const { add, addCompletion, addGrants } = writerOf(db, declared, migration);
+    await db.execute(firstStatement);
     const changed = statements.filter(isOfView).map(viewOf);
     const reading = await viewsReading(db, changed);
     const old = reading.filter(
       (view) => changed.includes(view) || declared.some(({ name }) => name === view),
     );
-    const created = viewsInOrder
-      .map((view) => getMaterializedViewConfig(view).name)
-      .filter((name) => changed.includes(name) || old.includes(name));
+    const created = viewNames().filter((name) => changed.includes(name) || old.includes(name));
     const replaced = created.filter((name) => old.includes(name));
     const place = old.length > 0 ? scratch : 'public';
-    const header = headerOf({ statements, changed, old, created });
-
-    const add = async (statement: string, note?: string) => {
-      await db.execute(sql.raw(statement)).catch((error) => {
-        throw new Error(
-          `A statement of the migration would fail: ${explain(error)}\n${placeOf(error, statement)}`,
-        );
-      });
-      const notes = [migration.length === 0 && header, note].filter(Boolean).join(' ');
-      migration.push(notes ? `${comment(notes)}\n${statement}` : statement);
-    };
-    const complete = async (names: string[], inSchema: string) => {
-      const actual = await readRelations(db, inSchema);
-      for (const relation of declared.filter(({ name }) => names.includes(name))) {
-        for (const statement of completing(relation, named(relation.name, actual), inSchema)) {
-          await add(statement);
-        }
-      }
-    };
+    const newTables = statements.flatMap((it) => /^CREATE TABLE (\S+)/.exec(it)?.[1] ?? []);
+    header = headerOf({ statements, changed, old, created });
 
     if (old.length > 0) {
       await add(
-        `SELECT pg_advisory_xact_lock(${new PgDialect().sqlToQuery(refreshLock).sql});`,
-        'What is new is filled while the old can still be read, and takes its place at the end. No refresh runs meanwhile: this waits for one that does.',
+        lockRefreshes,
+        'What is new is filled while the old can still be read, and takes its place at the end. No refresh runs meanwhile: this waits up to five minutes for one that does, and then names it.',
       );
     }
     for (const statement of statements.filter((it) => !isOfView(it) && !isLast(it))) {
@@ -78,39 +74,39 @@ export async function completeMigration(
     }
     const standing = declared.filter(({ name }) => !created.includes(name));
     const surplus = surplusIndexes(standing, await readRelations(db));
-    await complete(
-      standing.map(({ name }) => name),
-      'public',
-    );
+    for (const { name } of standing) {
+      await addCompletion(name, 'public');
+    }
 
     if (old.length > 0) {
       await add(
         `CREATE SCHEMA "${scratch}";`,
-        'The new views are in a schema of their own at first, where they find each other. REFRESH fills them, because transactions that began before see its rows too.',
+        'The new views are in a schema of their own at first. REFRESH fills them, because transactions that began before see its rows too.',
       );
-      await add(`SET LOCAL search_path TO "${scratch}", "public";`);
     }
     for (const name of created) {
-      const creation = creations.find((statement) => viewOf(statement) === name) ?? '';
-      await add(
-        creation
-          .replace('VIEW "public".', `VIEW "${place}".`)
-          .replace(/\)(?: WITH NO DATA)?;$/, ') WITH NO DATA;'),
-      );
+      await add(creationOf(name, creations, created, place));
       await add(`REFRESH MATERIALIZED VIEW "${place}"."${name}";`);
-      await complete([name], place);
+      await addCompletion(name, place);
       await add(`ANALYZE "${place}"."${name}";`);
     }
-
-    if (old.length > 0) {
-      await add('SET LOCAL search_path TO DEFAULT;');
-      if (replaced.length > 0) {
-        await add(
-          keepOwners(replaced),
-          'The new views belong to whom the old ones belong to, whoever migrates.',
-        );
-      }
+    if (replaced.length > 0) {
+      await add(
+        keepOwners(replaced),
+        'The new views belong to whom the old ones belong to, whoever migrates.',
+      );
     }
+    const newRelations = [...newTables, ...created.map((name) => `"${place}"."${name}"`)];
+    if (newRelations.length > 0) {
+      await add(revokeAll(newRelations), revokeNote);
+    }
+    for (const { name } of standing) {
+      await addGrants(name, 'public');
+    }
+    for (const name of created) {
+      await addGrants(name, place);
+    }
+
     if (surplus.length > 0 || old.length > 0) {
       await add(
         dropOnceUnread(surplus, old),
@@ -128,18 +124,126 @@ export async function completeMigration(
     }
     refuseDifferences(declared, await readRelations(db));
   });
-  return migration;
+  return beginning(header, migration);
 }
 
-/** The text of a migration's file, whose statements Drizzle wants apart. */
+/**
+ * Makes the one migration of an empty database: table by table and view by view,
+ * each with all that is declared of it. Tries every statement as it is made, in
+ * the given database, which drizzle-kit has prepared for its records. Throws as
+ * completeMigration does.
+ */
+export async function completeBaseline(
+  database: PgDatabase<PgQueryResultHKT>,
+  declared: Relation[],
+  { statements, creations }: Changes,
+  tables: string[],
+): Promise<string[]> {
+  const migration: string[] = [];
+  const noteOf = (name: string) => named(name, declared)?.comments[0]?.text ?? '';
+  await database.transaction(async (db) => {
+    const { add, addCompletion, addGrants } = writerOf(db, declared, migration);
+    await db.execute(firstStatement);
+    await add(refuseOtherDatabases);
+    for (const table of tables) {
+      const ofTable = statements.filter((statement) => tableOf(statement) === table);
+      for (const statement of ofTable) {
+        await add(
+          // In a CHECK, columns need not be told from those of other tables.
+          statement.replaceAll(`"public"."${table}"."`, '"'),
+          statement === ofTable[0] ? noteOf(table) : undefined,
+        );
+      }
+      await addCompletion(table, 'public');
+    }
+    const views = viewNames();
+    for (const view of views) {
+      await add(creationOf(view, creations, views, 'public'), noteOf(view));
+      await add(`REFRESH MATERIALIZED VIEW "public"."${view}";`);
+      await addCompletion(view, 'public');
+      await add(`ANALYZE "public"."${view}";`);
+    }
+    await add(
+      createReaderRole,
+      'Roles belong to the whole server, so that another database may have made this one before, or be making it at this moment.',
+    );
+    const relations = [...tables, ...views].map((name) => `"public"."${name}"`);
+    await add(revokeAll([...relations, records], 'drizzle'), revokeNote);
+    await add(`GRANT USAGE ON SCHEMA "public" TO "${readerRole}";`);
+    for (const name of [...tables, ...views]) {
+      await addGrants(name, 'public');
+    }
+    refuseDifferences(declared, await readRelations(db));
+  });
+  return beginning(
+    'All that lead-conversions keeps in a database: the input tables, the history of the refreshes, the two reports, and the role that reads them. Written by "npm run generate -- --baseline" from what schema/ and views/ declare.',
+    migration,
+  );
+}
+
+const viewNames = () => viewsInOrder.map((view) => getMaterializedViewConfig(view).name);
+
+/** A migration with the statement before it with which every one begins, if it does anything. */
+const beginning = (header: string, migration: string[]) =>
+  migration.length === 0
+    ? []
+    : [
+        `${comment(header)}\n--\n${comment('Names in here are those of pg_catalog, or have their schema with them. What others have created under the same names, in a schema that everybody may write to, is never meant.')}\n${firstStatement}`,
+        ...migration,
+      ];
+
+/** What adds statements to a migration once they have been tried. */
+function writerOf(db: PgDatabase<PgQueryResultHKT>, declared: Relation[], migration: string[]) {
+  const add = async (statement: string, note?: string) => {
+    await db.execute(sql.raw(statement)).catch((error) => {
+      throw new Error(
+        `A statement of the migration would fail: ${explain(error)}\n${placeOf(error, statement)}`,
+      );
+    });
+    const text = statement.trimEnd();
+    migration.push(note ? `${comment(note)}\n${text}` : text);
+  };
+  const addAll =
+    (what: typeof completing) =>
+    async (name: string, inSchema: string): Promise<void> => {
+      const relation = named(name, declared);
+      if (relation) {
+        const actual = named(name, await readRelations(db, inSchema));
+        for (const statement of what(relation, actual, inSchema)) {
+          await add(statement);
+        }
+      }
+    };
+  return { add, addCompletion: addAll(completing), addGrants: addAll(granting) };
+}
+
+/** The statement that creates a view, in a schema where it reads what is created there with it. */
+function creationOf(
+  name: string,
+  creations: string[],
+  created: string[],
+  inSchema: string,
+): string {
+  const creation = creations.find((statement) => viewOf(statement) === name) ?? '';
+  const names = created.map((other) => `(?="?${other}\\b)`).join('|');
+  return creation
+    .replaceAll(new RegExp(`"public"\\.(?:${names})`, 'g'), `"${inSchema}".`)
+    .replaceAll(new RegExp(`\\bpublic\\.(?:${names})`, 'g'), `${inSchema}.`)
+    .replace(/\)(?: WITH NO DATA)?;$/, ') WITH NO DATA;');
+}
+
+/** The text of a migration's file, whose statements Drizzle wants apart. What has a note begins a paragraph. */
 export const textOf = (migration: string[]): string =>
-  `${migration.join('--> statement-breakpoint\n')}\n`;
+  `${migration.join('--> statement-breakpoint\n').replaceAll('breakpoint\n--', 'breakpoint\n\n--')}\n`;
 
 const ofView = /^(?:CREATE|DROP) MATERIALIZED VIEW "public"\."([^"]+)"/;
 
 const isOfView = (statement: string) => ofView.test(statement);
 
 const viewOf = (statement: string) => ofView.exec(statement)?.[1] ?? '';
+
+/** The table that a statement is about. */
+const tableOf = (statement: string) => /(?:TABLE|ON) "public"\."([^"]+)"/.exec(statement)?.[1];
 
 /** What an old view may still read, so that it is dropped after that. */
 const isLast = (statement: string) => /^DROP TABLE |^ALTER TABLE \S+ DROP COLUMN /.test(statement);
@@ -183,7 +287,7 @@ function headerOf({
   created: string[];
 }): string {
   const list = (names: string[]) => [...new Set(names)].join(' and ');
-  const tables = statements.flatMap((it) => /(?:TABLE|ON) "([^"]+)"/.exec(it)?.[1] ?? []);
+  const tables = statements.flatMap((it) => tableOf(it) ?? []);
   const replaced = created.filter((name) => old.includes(name) && changed.includes(name));
   const readers = created.filter((name) => old.includes(name) && !changed.includes(name));
   const added = created.filter((name) => !old.includes(name));
@@ -198,7 +302,7 @@ function headerOf({
   return sentences.join(' ') || 'Says in the database what is declared of its tables and views.';
 }
 
-/** The statements that give a relation what is declared of it and drizzle-kit has no words for. */
+/** The statements that give a relation the indexes and comments that drizzle-kit has no words for. */
 function completing(declared: Relation, actual: Relation | undefined, inSchema: string): string[] {
   const relation = `"${inSchema}"."${declared.name}"`;
   const objectOf = ({ on, name }: Comment) =>
@@ -208,23 +312,55 @@ function completing(declared: Relation, actual: Relation | undefined, inSchema: 
       CONSTRAINT: `CONSTRAINT "${name}" ON ${relation}`,
       INDEX: `INDEX "${inSchema}"."${name}"`,
     })[on];
+  // As a reader of the migration expects them, and not by name.
+  const order = columnOrder(declared.name);
+  const byPosition = (one: Comment, other: Comment) =>
+    one.on === 'COLUMN' && other.on === 'COLUMN'
+      ? order.indexOf(one.name) - order.indexOf(other.name)
+      : 0;
   return [
     ...without(indexesOf(declared), indexesOf(actual)).map(({ name, definition }) => {
       const [, unique = '', columns = ''] =
         /^(UNIQUE )?btree \((.*)\)$/.exec(definition ?? '') ?? [];
       return `CREATE ${unique}INDEX "${name}" ON ${relation} USING btree ("${columns.split(', ').join('","')}");`;
     }),
-    ...without(declared.comments, actual?.comments)
+    ...without(declared.comments.toSorted(byPosition), actual?.comments)
       .filter(({ text }) => text !== null || actual)
       .map((comment) => `COMMENT ON ${objectOf(comment)} IS ${literal(comment.text)};`),
-    ...without(declared.grants, actual?.grants).map(
-      ({ privilege, role }) => `GRANT ${privilege} ON ${relation} TO "${role}";`,
-    ),
-    ...without(actual?.grants, declared.grants).map(
+  ];
+}
+
+/**
+ * The statements that give others the rights on a relation that are declared. They
+ * come after those that take rights away, because to revoke a privilege on a
+ * relation revokes it on all of its columns.
+ */
+function granting(declared: Relation, actual: Relation | undefined, inSchema: string): string[] {
+  const relation = `"${inSchema}"."${declared.name}"`;
+  return [
+    ...grouped(without(actual?.grants, declared.grants)).map(
       ({ privilege, role }) =>
         `REVOKE ${privilege} ON ${relation} FROM ${role === 'PUBLIC' ? role : `"${role}"`};`,
     ),
+    ...grouped(without(declared.grants, actual?.grants)).map(
+      ({ privilege, role }) => `GRANT ${privilege} ON ${relation} TO "${role}";`,
+    ),
   ];
+}
+
+/** Grants, with one for all columns of the same role and privilege, as SQL has it. */
+function grouped(grants: Grant[]): { role: string; privilege: string }[] {
+  const groups = new Map<string, { role: string; privilege: string; columns: string[] }>();
+  for (const { role, privilege, column } of grants) {
+    const key = [role, privilege, column === null].join();
+    const group = groups.get(key) ?? { role, privilege, columns: [] };
+    group.columns.push(...(column === null ? [] : [`"${column}"`]));
+    groups.set(key, group);
+  }
+  return [...groups.values()].map(({ role, privilege, columns }) => ({
+    role,
+    privilege: columns.length > 0 ? `${privilege} (${columns.join(', ')})` : privilege,
+  }));
 }
 
 /** drizzle-kit knows those of tables. */
@@ -249,6 +385,117 @@ const literal = (text: string | null) =>
 
 /** A comment of SQL, in lines of 80 characters. */
 const comment = (text: string): string => text.replace(/(.{1,77})(?:\s+|$)/g, '-- $1\n').trimEnd();
+
+/** Stops where a migration cannot be the first of its database. */
+const refuseOtherDatabases = `DO $$
+BEGIN
+	IF to_regclass('${records}') IS NULL THEN
+		RAISE EXCEPTION 'The migrations of lead-conversions are recorded in ${records}, apart from those of other apps. Migrate with migrationsTable: ''${migrationsTable}''.';
+	END IF;
+	IF to_regclass('public.dim_branch') IS NOT NULL THEN
+		RAISE EXCEPTION 'This database was migrated by an earlier, unreleased version. Create a new database and load it again.';
+	END IF;
+END
+$$;`;
+
+const createReaderRole = `DO $$
+BEGIN
+	IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '${readerRole}') THEN
+		IF NOT (SELECT rolsuper OR rolcreaterole FROM pg_roles WHERE rolname = current_user) THEN
+			RAISE EXCEPTION 'The role ${readerRole} is not there, and the role % may not create roles. Have an administrator run "create role ${readerRole}", then migrate again.', current_user
+				USING ERRCODE = 'insufficient_privilege';
+		END IF;
+		CREATE ROLE "${readerRole}" NOLOGIN;
+		COMMENT ON ROLE "${readerRole}" IS ${literal(readerRoleComment)};
+	END IF;
+EXCEPTION
+	WHEN duplicate_object OR unique_violation THEN
+		IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '${readerRole}') THEN
+			RAISE;
+		END IF;
+END
+$$;`;
+
+const revokeNote =
+  'The default privileges of a database may give others rights on all that is created in it. Nobody but the owner keeps any here, and what is declared is granted after this.';
+
+/** Takes all rights on relations and their sequences from all but the owners, and on a schema that has no others in it. */
+function revokeAll(relations: string[], schema?: string): string {
+  return `DO $$
+DECLARE
+	relations regclass[] := ARRAY[
+		${relations.map(literal).join(',\n\t\t')}
+	];
+	granted record;
+BEGIN
+	FOR granted IN
+		WITH created AS (
+			SELECT oid, relkind, relowner, relacl
+			FROM pg_class
+			WHERE oid = ANY (relations)
+				OR relkind = 'S' AND oid IN (
+					SELECT objid
+					FROM pg_depend
+					WHERE classid = 'pg_class'::regclass
+						AND refclassid = 'pg_class'::regclass
+						AND refobjid = ANY (relations)
+				)
+		)
+		SELECT
+			format('%s %s', CASE relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END, oid::regclass) AS object,
+			grantee
+		FROM created, aclexplode(relacl)
+		WHERE grantee <> relowner
+		UNION
+		SELECT format('TABLE %s', oid::regclass), grantee
+		FROM created INNER JOIN pg_attribute ON attrelid = oid, aclexplode(attacl)
+		WHERE grantee <> relowner${
+      schema
+        ? `
+		UNION
+		SELECT format('SCHEMA %I', nspname), grantee
+		FROM pg_namespace, aclexplode(nspacl)
+		WHERE nspname = '${schema}'
+			AND grantee <> nspowner
+			AND NOT EXISTS (
+				SELECT FROM pg_class
+				WHERE relnamespace = pg_namespace.oid AND relkind = 'r' AND oid <> ALL (relations)
+			)`
+        : ''
+    }
+	LOOP
+		EXECUTE format(
+			'REVOKE ALL ON %s FROM %s',
+			granted.object,
+			CASE granted.grantee WHEN 0 THEN 'PUBLIC' ELSE granted.grantee::regrole::text END
+		);
+	END LOOP;
+END
+$$;`;
+}
+
+/** Waits for a refresh that runs, and keeps others from beginning until the commit. */
+const lockRefreshes = `DO $$
+BEGIN
+	SET LOCAL lock_timeout = '5min';
+	-- Both, as a refresh has them: somebody's VACUUM has the second alone.
+	LOCK TABLE "public"."view_refreshes" IN ACCESS SHARE MODE;
+	LOCK TABLE "public"."view_refreshes" IN SHARE UPDATE EXCLUSIVE MODE;
+	SET LOCAL lock_timeout TO DEFAULT;
+EXCEPTION
+	WHEN lock_not_available THEN
+		RAISE EXCEPTION 'Nothing was migrated, because the lock of refreshes was not to be had within 5 minutes: %. Migrate again once that is over.', (
+			SELECT string_agg(holder, ', ')
+			FROM (${render(
+        lockHolders(
+          sql.raw(
+            `pg_locks.relation = 'public.view_refreshes'::regclass and pg_locks.mode !~ '^(Access|Row)Share|^RowExclusive'`,
+          ),
+        ),
+      )}) AS holders
+		);
+END
+$$;`;
 
 function keepOwners(views: string[]): string {
   return `DO $$

@@ -12,7 +12,7 @@ import {
   fctCreditPackPurchases,
   fctMembershipPurchases,
 } from '../../schema/index.ts';
-import { type Database, openDatabase, openPglite } from '../../scripts/database.ts';
+import { type Database, migrations, openDatabase, openPglite } from '../../scripts/database.ts';
 import { databaseUrl } from './postgres_setup.ts';
 
 /**
@@ -54,7 +54,7 @@ let embedded: Promise<Database> | undefined;
 
 async function openMigratedPglite(): Promise<Database> {
   const database = await openPglite();
-  await migrate(database.db, { migrationsFolder: 'schema/migrations' });
+  await migrate(database.db, migrations);
   return database;
 }
 

@@ -2,6 +2,7 @@ import { drizzle } from 'drizzle-orm/postgres-js';
 import { migrate } from 'drizzle-orm/postgres-js/migrator';
 import postgres from 'postgres';
 import type { TestProject } from 'vitest/node';
+import { migrations } from '../../scripts/database.ts';
 import { startPostgres } from '../../scripts/postgres_server.ts';
 
 declare module 'vitest' {
@@ -38,9 +39,7 @@ export default async function setup(project: TestProject): Promise<() => Promise
     await client`create database ${client(template)}`;
     const templateUrl = databaseUrl(serverUrl, template);
     const templateClient = postgres(templateUrl, { max: 1, onnotice: () => {} });
-    await migrate(drizzle(templateClient), { migrationsFolder: 'schema/migrations' }).finally(() =>
-      templateClient.end(),
-    );
+    await migrate(drizzle(templateClient), migrations).finally(() => templateClient.end());
   } catch (error) {
     await teardown().catch(() => {}); // the first error is the one to tell
     throw error;

@@ -71,3 +71,23 @@ export const addUserInitial = (tree: ScratchTree): Promise<void> =>
       firstCreditPackSource: 'Source`,
     ],
   );
+
+/** Adds a table with an identity column, of which readers may read one column. */
+export const addNotes = async (tree: ScratchTree): Promise<void> => {
+  await tree.edit('views/view_refreshes.ts', [
+    '/** One row per view and refresh:',
+    `export const notes = withProperties(
+  publicTable('notes', {
+    id: bigint('id', { mode: 'number' }).primaryKey().generatedAlwaysAsIdentity(),
+    note: varchar('note'),
+  }),
+  {
+    comment: 'One row per note.',
+    columns: { id: 'Its number.', note: 'Its text.' },
+    grants: { [readerRole]: { select: ['note'] } },
+  },
+);
+/** One row per view and refresh:`,
+  ]);
+  await tree.edit('views/index.ts', ['{ type RecordedRefresh', '{ notes, type RecordedRefresh']);
+};
