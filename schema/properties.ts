@@ -35,6 +35,8 @@ export interface ViewProperties<Column extends string = string, Key extends stri
    * silently makes one. The index is named after view and columns, `…_key`.
    */
   uniqueKey: readonly [Key, ...Key[]];
+  /** The tables and views that it reads. A refresh sees to it that it still reads these and no others under their names. */
+  reads: readonly (PgTable | PgMaterializedView)[];
   /** Indexes for readers, and what each is for. They are named after view and columns, `…_idx`. */
   indexes?: readonly { on: readonly [Column, ...Column[]]; comment: string }[];
 }

@@ -81,16 +81,20 @@ export function explain(error: unknown, variable = 'DATABASE_URL'): string {
 /**
  * Whether the same work may succeed in a moment: the server or the way to it was
  * interrupted, the server is full, or Postgres has ended the transaction in
- * favour of another. https://www.postgresql.org/docs/16/errcodes-appendix.html
+ * favour of another, or because a lock was not to be had. https://www.postgresql.org/docs/16/errcodes-appendix.html
  */
 export function isTransient(error: unknown): boolean {
   const reason = reasonOf(error);
   return (
     (isUnreachable(reason) && reason.code !== 'ENOTFOUND') ||
     isCut(reason) ||
-    /^(08...|40001|40P01|53300|57P0[123])$/.test(reason.code ?? '')
+    /^(08...|40001|40P01|53300|55P03|57P0[123])$/.test(codeOf(reason))
   );
 }
+
+/** The code of what Postgres has said, also where that was put in other words. */
+const codeOf = ({ code, cause }: Reason): string =>
+  code ?? (cause as Reason | undefined)?.code ?? '';
 
 const isUnreachable = ({ syscall, code }: Reason) =>
   syscall === 'connect' || syscall === 'getaddrinfo' || code === 'CONNECT_TIMEOUT';

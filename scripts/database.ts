@@ -86,13 +86,8 @@ function openServer(url: string): Database {
     connection: { application_name: 'lead-conversions' },
   });
   const begin = client.begin.bind(client);
-  client.begin = ((work: Work) =>
-    begin((session) => {
-      const savepoint = session.savepoint.bind(session);
-      session.savepoint = ((inner: Work) =>
-        savepoint((nested) => unlessCut(inner(nested)))) as typeof session.savepoint;
-      return unlessCut(work(session));
-    })) as typeof client.begin;
+  client.begin = ((work: (session: postgres.TransactionSql) => Promise<unknown>) =>
+    begin((session) => unlessCut(work(session)))) as typeof client.begin;
   return {
     db: drizzlePostgres(client),
     transaction: <Result>(work: (transaction: LoadTransaction) => Promise<Result>) =>
@@ -100,8 +95,6 @@ function openServer(url: string): Database {
     close: () => client.end({ timeout: 1 }),
   };
 }
-
-type Work = (session: postgres.TransactionSql) => Promise<unknown>;
 
 /**
  * The outcome of a transaction's work, but none at all when its connection was

@@ -146,9 +146,11 @@ async function writeBaseline(journal: Journal): Promise<void> {
 /** Throws if in a migration, of the file with this name, a name may mean what others have created. */
 function refuseOtherBeginnings(tag: string): void {
   const text = readFileSync(sqlFile(tag), 'utf8').replace(/^(?:--.*\n|\s)*/, '');
-  if (!text.startsWith(firstStatement)) {
+  const breakpoint = '--> statement-breakpoint';
+  const [first = ''] = text.split(breakpoint);
+  if (first.trim() !== firstStatement) {
     throw new Error(
-      `${sqlFile(tag)} does not begin with "${firstStatement}", so that a name in it may mean what somebody else has created. Begin it with that, and write each relation with its schema.`,
+      `${sqlFile(tag)} does not begin with "${firstStatement}${breakpoint}", so a name in it may mean what somebody else has created. Begin it with that line, write each relation with its schema, and put ${breakpoint} between all statements.`,
     );
   }
 }

@@ -15,6 +15,7 @@ const defaults = {
   'lock-timeout': refreshDefaults.lockTimeout,
   'statement-timeout': refreshDefaults.statementTimeout,
   'work-mem': refreshDefaults.workMem,
+  'max-loss': refreshDefaults.maxLoss,
   retries: '5',
 };
 
@@ -25,7 +26,9 @@ Refreshes the views of the database that DATABASE_URL names.
   --lock-timeout DURATION       how long to wait for a lock of another session (${defaults['lock-timeout']})
   --statement-timeout DURATION  how long the refresh of one view may take (${defaults['statement-timeout']})
   --work-mem SIZE               memory for each sort and hash table (${defaults['work-mem']})
-  --retries NUMBER              how often to try again when the database is not there (${defaults.retries})
+  --max-loss PERCENT            how many of the users, and of the clients, may be gone (${defaults['max-loss']})
+  --retries NUMBER              how often to try again what may succeed in a moment (${defaults.retries})
+  --force                       recompute views that are known to be up to date, too
   --json                        print one line of JSON
   --help                        print this
 
@@ -136,7 +139,9 @@ function readSettings() {
       'lock-timeout': { type: 'string' },
       'statement-timeout': { type: 'string' },
       'work-mem': { type: 'string' },
+      'max-loss': { type: 'string' },
       retries: { type: 'string' },
+      force: { type: 'boolean' },
       json: { type: 'boolean' },
     },
   });
@@ -152,6 +157,8 @@ function readSettings() {
     lockTimeout: setting('lock-timeout'),
     statementTimeout: setting('statement-timeout'),
     workMem: setting('work-mem'),
+    maxLoss: setting('max-loss'),
+    force: values.force ?? false,
     retries: Number(retries),
   };
 }
@@ -184,7 +191,7 @@ function describe({ view, mode, rows, inserted, deleted, durationMs }: ViewRefre
   const done = {
     concurrently: `${inserted} inserted, ${deleted} deleted`,
     populate: 'populated by a plain REFRESH, because it was not populated',
-    unchanged: 'not recomputed, because nothing that it reads has changed',
+    unchanged: 'not recomputed, because neither it nor what it reads has changed',
   };
   return `${view}: ${rows} rows, ${done[mode]}, ${durationMs} ms`;
 }

@@ -42,7 +42,7 @@ test('the tables have these indexes', async () => {
     'CREATE UNIQUE INDEX fct_credit_pack_purchases_user_id_credit_pack_id_pk ON fct_credit_pack_purchases (user_id, credit_pack_id)',
     'CREATE INDEX fct_membership_purchases_first ON fct_membership_purchases (user_id, membership_purchased_at, user_membership_id)',
     'CREATE UNIQUE INDEX fct_membership_purchases_user_id_user_membership_id_pk ON fct_membership_purchases (user_id, user_membership_id)',
-    'CREATE UNIQUE INDEX view_refreshes_view_started_at_pk ON view_refreshes (view, started_at)',
+    'CREATE UNIQUE INDEX view_refreshes_pkey ON view_refreshes (id)',
   ]);
 });
 
@@ -154,7 +154,7 @@ test('a column without a comment does not compile, nor does a key that may be NU
   withProperties(view, { comment, columns });
   // @ts-expect-error: note may be NULL
   withProperties(view, { comment, columns, uniqueKey: ['note'] });
-  const indexed = { comment, columns, uniqueKey: ['id'] } as const;
+  const indexed = { comment, columns, uniqueKey: ['id'], reads: [notes] } as const;
   // @ts-expect-error: there is no column text
   withProperties(view, { ...indexed, indexes: [{ on: ['text'], comment }] });
   expect(withProperties(view, indexed)).toBe(view);

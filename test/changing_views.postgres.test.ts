@@ -333,6 +333,18 @@ describe('a migration that cannot be completed leaves everything as it was', () 
     expect(await state()).toEqual(before);
   });
 
+  test('where row-level security would keep rows from the new views', async () => {
+    await owner`alter table dim_user enable row level security`;
+    await owner`alter table dim_user force row level security`;
+    const before = await state();
+    const { code, stdout, stderr } = await tree.run(urlAs('owner'), 'drizzle-kit migrate');
+    expect(code).toBe(1);
+    expect(stdout + stderr).toContain(
+      'query would be affected by row-level security policy for table "dim_user"',
+    );
+    expect(await state()).toEqual(before);
+  });
+
   test('where it is killed while the new views are filled', async () => {
     const before = await state();
     const { process, result } = start(urlAs('owner'), 'drizzle-kit migrate', [], {}, tree.folder);
@@ -362,7 +374,7 @@ describe('a migration that cannot be completed leaves everything as it was', () 
         'Nothing was migrated, because others were using fct_lead_conversions and fct_client_conversion_events all the time. Migrate again later.',
       );
       expect(stdout + stderr).toContain(
-        `Sessions that use them: ${reader?.pid}. See pg_stat_activity.`,
+        `In use by: pid ${reader?.pid} (owner, postgres.js) holds AccessShareLock on fct_lead_conversions`,
       );
     });
     expect(await state()).toEqual(before);
@@ -389,7 +401,7 @@ describe('a refresh', () => {
       const { code, stdout, stderr } = await tree.run(urlAs('owner'), 'drizzle-kit migrate');
       expect(code).toBe(1);
       expect(stdout + stderr).toContain(
-        `Nothing was migrated, because the lock of refreshes was not to be had within 5 minutes: pid ${holder?.pid} (owner, postgres.js) holds ShareUpdateExclusiveLock on view_refreshes. Migrate again once that is over.`,
+        `Nothing was migrated, because the lock of refreshes could not be taken within 5 minutes: pid ${holder?.pid} (owner, postgres.js) holds ShareUpdateExclusiveLock on view_refreshes. Migrate again once that is over.`,
       );
     });
     expect(await state()).toEqual(before);

@@ -106,6 +106,29 @@ describe('drizzle-kit migrate', () => {
     });
     expect(await session`select from drizzle.__drizzle_migrations`).toHaveLength(0);
   });
+
+  test('is refused by Drizzle where the database is migrated already', async () => {
+    expect(await run(unmigrated.url, 'drizzle-kit migrate')).toMatchObject({ code: 0 });
+    const { migrationsFolder } = migrations;
+    await expect(migrate(drizzle(session), { migrationsFolder })).rejects.toMatchObject({
+      cause: { message: expect.stringMatching(/^This database is migrated already, as /) },
+    });
+  });
+
+  test('does not go on where somebody has put a trigger on its records', async () => {
+    await session`create schema drizzle`;
+    await session`create table drizzle.lead_conversions_migrations (id serial primary key, hash text, created_at bigint)`;
+    await session`
+      create function spy() returns trigger language plpgsql as 'begin return new; end'`;
+    await session`
+      create trigger spy before insert on drizzle.lead_conversions_migrations
+      for each row execute function spy()`;
+    const { code, stdout, stderr } = await run(unmigrated.url, 'drizzle-kit migrate');
+    expect(code).toBe(1);
+    expect(stdout + stderr).toContain(
+      'Somebody has put a trigger on drizzle.lead_conversions_migrations. Nothing is migrated while it is there.',
+    );
+  });
 });
 
 describe('the nightly job', () => {

@@ -5,6 +5,7 @@ import { openDatabase } from '../scripts/database.ts';
 import { fctClientConversionEvents, fctLeadConversions } from '../views/index.ts';
 import { run } from './support/commands.ts';
 import { rowsOf, useUnmigratedDatabase } from './support/database.ts';
+import { patience } from './support/sessions.ts';
 
 const unmigrated = useUnmigratedDatabase();
 
@@ -33,7 +34,11 @@ test('migrate, load and refresh take an empty database to both reports', async (
     /^fct_client_conversion_events: 13 rows, 13 inserted, 0 deleted, \d+ ms\nfct_lead_conversions: 39 rows, 39 inserted, 0 deleted, \d+ ms\n$/,
   );
 
-  const again = await run(url, 'npm run refresh', ['--json']);
+  // At the first try, unless transactions of other databases on the server are open.
+  const again = await vi.waitUntil(async () => {
+    const result = await run(url, 'npm run refresh', ['--json']);
+    return result.stdout.includes('"concurrently"') ? undefined : result;
+  }, patience);
   expect(again).toMatchObject({ code: 0, stderr: '' });
   expect(again.stdout).toMatch(/^.+\n$/);
   const durationMs = expect.any(Number);
@@ -42,7 +47,7 @@ test('migrate, load and refresh take an empty database to both reports', async (
     outcome: 'refreshed',
     reason: null,
     views: [
-      { view: 'fct_client_conversion_events', mode: 'concurrently', rows: 13, ...unchanged },
+      { view: 'fct_client_conversion_events', mode: 'unchanged', rows: 13, ...unchanged },
       { view: 'fct_lead_conversions', mode: 'unchanged', rows: 39, ...unchanged },
     ],
     warnings: [],

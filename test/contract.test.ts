@@ -110,6 +110,7 @@ test('fct_membership_purchases has the columns of figure 1.3.5', async () => {
 
 test('view_refreshes has the columns that tell how fresh the views are', async () => {
   expect(await columns('view_refreshes')).toEqual([
+    'id bigint not null',
     'view character varying not null',
     'started_at timestamp with time zone not null',
     'finished_at timestamp with time zone not null',
@@ -119,7 +120,8 @@ test('view_refreshes has the columns that tell how fresh the views are', async (
     'deleted bigint not null',
     'duration_ms bigint not null',
     'package_version character varying not null',
-    'fingerprint numeric not null',
+    'server character varying not null',
+    'basis jsonb',
   ]);
 });
 

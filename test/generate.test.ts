@@ -178,6 +178,7 @@ export const branchUsers = withProperties(
         'CREATE TABLE "public"."notes" (\n\t"note" varchar\n);',
         `COMMENT ON TABLE "public"."notes" IS 'One row per note.';`,
         `COMMENT ON COLUMN "public"."notes"."note" IS 'Its text.';`,
+        expect.stringMatching(/^-- [^;]*\nSET LOCAL row_security TO off;$/),
         'CREATE MATERIALIZED VIEW "public"."branch_users" AS (select distinct branch_id collate "default" as branch_id from public.fct_lead_conversions) WITH NO DATA;',
         'REFRESH MATERIALIZED VIEW "public"."branch_users";',
         'CREATE UNIQUE INDEX "branch_users_branch_id_key" ON "public"."branch_users" USING btree ("branch_id");',
@@ -261,8 +262,30 @@ export const branchUsers = withProperties(
     );
     await refused(
       generate('--check'),
-      /^schema\/migrations\/0000_lead_conversions\.sql does not begin with "SET LOCAL search_path TO pg_catalog, pg_temp;", /,
+      /^schema\/migrations\/0000_lead_conversions\.sql does not begin with "SET LOCAL search_path TO pg_catalog, pg_temp;--> statement-breakpoint", /,
     );
+  });
+
+  test('refuses one that does not keep its first statement apart', async () => {
+    const file = join(tree.folder, 'schema/migrations', landed[0] ?? '');
+    await writeFile(
+      file,
+      (await readFile(file, 'utf8')).replace('pg_temp;--> statement-breakpoint', 'pg_temp;'),
+    );
+    await refused(
+      generate('--check'),
+      /and put --> statement-breakpoint between all statements\.\n$/,
+    );
+  });
+
+  test('takes a comment with a word longer than a line', async () => {
+    const url = `https://wiki.example.com/${'x'.repeat(100)}`;
+    await tree.edit('schema/dim_branch.ts', [
+      `comment: 'One row per branch of a gym.'`,
+      `comment: 'One row per branch of a gym, see ${url} for more.'`,
+    ]);
+    expect(await generate('--baseline')).toMatchObject({ code: 0 });
+    expect(await generate('--check')).toMatchObject({ code: 0, stderr: '' });
   });
 
   test('refuses a table and a view that are not declared in public', async () => {

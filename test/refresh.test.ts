@@ -1,20 +1,33 @@
-import { eq, sql } from 'drizzle-orm';
-import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { eq, inArray, sql } from 'drizzle-orm';
+import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import packageJson from '../package.json' with { type: 'json' };
-import { dimUser, fctMembershipPurchases } from '../schema/index.ts';
+import { dimBranch, dimUser, fctMembershipPurchases } from '../schema/index.ts';
 import {
   fctClientConversionEvents,
   fctLeadConversions,
+  type RefreshOptions,
   refreshViews,
   viewRefreshes,
 } from '../views/index.ts';
 import { rowsOf, useDatabase } from './support/database.ts';
+import { patience } from './support/sessions.ts';
 
 const database = useDatabase();
 
+/** How a refresh brought each view up to date. */
+const modes = async () => (await refresh()).map(({ mode }) => mode);
+
+/**
+ * Refreshes until both views are left alone. On a server whose other databases are
+ * at work that may take a while: what was written since the oldest open
+ * transaction began counts as changed.
+ */
+const untilUnchanged = () =>
+  vi.waitUntil(async () => (await modes()).every((mode) => mode === 'unchanged'), patience);
+
 /** What a refresh reports of the views, but for the time it took. */
-async function refresh() {
-  const { views, durationMs, ...rest } = await refreshViews(database.db);
+async function refresh(options: RefreshOptions = {}) {
+  const { views, durationMs, ...rest } = await refreshViews(database.db, options);
   expect(rest).toEqual({ outcome: 'refreshed', reason: null, warnings: [] });
   expect(durationMs).toBeGreaterThanOrEqual(0);
   return views.map(({ durationMs, ...view }) => {
@@ -34,7 +47,7 @@ test('reports each view’s rows, and how many it inserted and deleted', async (
   ]);
   await db.insert(fctMembershipPurchases).values({ userId: 'a', userMembershipId: '1' });
   await db.delete(dimUser).where(eq(dimUser.userId, 'c'));
-  expect(await refresh()).toEqual([
+  expect(await refresh({ maxLoss: '34%' })).toEqual([
     // a changed, c went
     { view: 'fct_client_conversion_events', mode, rows: 2, inserted: 1, deleted: 2 },
     // a changed under MEMBERSHIP and ALL, c went three times
@@ -42,18 +55,164 @@ test('reports each view’s rows, and how many it inserted and deleted', async (
   ]);
 });
 
-test('does not recompute the second view when the first has not changed', async () => {
+test('leaves both views alone while neither they nor what they read has changed', async () => {
   await database.db.insert(dimUser).values({ userId: 'a' });
-  await refresh();
+  await untilUnchanged();
   const versions = () =>
     database.db.select({ version: sql`xmin::text` }).from(fctClientConversionEvents);
   const before = await versions();
   const unchanged = { inserted: 0, deleted: 0 };
   expect(await refresh()).toEqual([
-    { view: 'fct_client_conversion_events', mode: 'concurrently', rows: 1, ...unchanged },
+    { view: 'fct_client_conversion_events', mode: 'unchanged', rows: 1, ...unchanged },
     { view: 'fct_lead_conversions', mode: 'unchanged', rows: 3, ...unchanged },
   ]);
   expect(await versions()).toEqual(before);
+  expect((await refresh({ force: true })).map(({ mode }) => mode)).toEqual([
+    'concurrently',
+    'concurrently',
+  ]);
+  await untilUnchanged();
+});
+
+test('leaves the second view alone while what has changed gives the first the same rows', async () => {
+  await database.db.insert(dimUser).values({ userId: 'a' });
+  await untilUnchanged();
+  await database.db.update(dimUser).set({ name: 'Ada' });
+  expect(await modes()).toEqual(['concurrently', 'unchanged']);
+});
+
+describe('recomputes', () => {
+  beforeEach(async () => {
+    const { db } = database;
+    await db.insert(dimBranch).values({ branchId: 'dublin', timezoneId: 'Europe/Dublin' });
+    await db.insert(dimUser).values([{ userId: 'a' }, { userId: 'b' }]);
+    await untilUnchanged();
+  });
+
+  test.each([
+    ['insert into dim_branch (branch_id) values (1)'],
+    ['update dim_branch set name = name'],
+    [`insert into fct_credit_pack_purchases (user_id, credit_pack_id) values ('a', 1)`],
+    [`delete from dim_user where user_id = 'a'`],
+    [`delete from dim_user where user_id = 'a'`, `insert into dim_user (user_id) values ('a')`],
+  ])('after %s', async (...statements) => {
+    for (const statement of statements) {
+      await database.db.execute(statement);
+    }
+    const [first] = await refresh({ maxLoss: '50%' });
+    expect(first?.mode).toBe('concurrently');
+    expect(first?.rows).toBe(await database.db.$count(dimUser));
+  });
+
+  test('after the clocks of a zone have changed', async () => {
+    await database.db.execute(sql`
+      update view_refreshes set basis = jsonb_set(basis, '{zones}', '"other"')`);
+    expect(await modes()).toEqual(['concurrently', 'concurrently']);
+    await untilUnchanged();
+  });
+
+  test('where the history is that of another server or database, also if it is later', async () => {
+    const rows = await database.db.select().from(viewRefreshes);
+    await database.db.delete(viewRefreshes);
+    await database.db.insert(viewRefreshes).values(
+      rows.map(({ id, ...row }) => ({
+        ...row,
+        server: '1',
+        startedAt: new Date('2100-01-01'),
+      })),
+    );
+    expect(await modes()).toEqual(['concurrently', 'concurrently']);
+    await untilUnchanged();
+    await database.db.execute(sql`
+      update view_refreshes set basis = jsonb_set(basis, '{database}', '1')`);
+    expect(await modes()).toEqual(['concurrently', 'concurrently']);
+  });
+
+  test('where the history was restored, which no transaction of its own has written', async () => {
+    const rows = await database.db.select().from(viewRefreshes).orderBy(viewRefreshes.id);
+    await database.db.delete(viewRefreshes);
+    await database.db.insert(viewRefreshes).overridingSystemValue().values(rows);
+    expect(await modes()).toEqual(['concurrently', 'concurrently']);
+  });
+
+  test('where there is no history', async () => {
+    await database.db.delete(viewRefreshes);
+    expect(await modes()).toEqual(['concurrently', 'concurrently']);
+  });
+
+  test('where a row of the history comes from the future', async () => {
+    await database.db.execute(sql`
+      update view_refreshes set started_at = '2100-01-01' where id = (select min(id) from view_refreshes)`);
+    await database.db.insert(dimUser).values({ userId: 'c' });
+    expect(await modes()).toEqual(['concurrently', 'concurrently']);
+  });
+
+  test('where a billion transactions have gone by, so that the age of a row may be wrong', async () => {
+    await database.db.execute(sql`
+      update view_refreshes set basis = jsonb_set(
+        basis, '{view,snapshotXmin}', to_jsonb((pg_current_xact_id()::text::bigint - 2::bigint ^ 30)::text)
+      )`);
+    expect(await modes()).toEqual(['concurrently', 'concurrently']);
+  });
+});
+
+describe('input that is suddenly missing', () => {
+  const tenUsers = Array.from({ length: 10 }, (_, number) => ({ userId: `user ${number}` }));
+  const buys = (userId: string) => ({ userId, userMembershipId: '1' });
+  beforeEach(async () => {
+    await database.db.insert(dimUser).values(tenUsers);
+    await database.db
+      .insert(fctMembershipPurchases)
+      .values(tenUsers.slice(0, 5).map(({ userId }) => buys(userId)));
+    await refresh();
+  });
+
+  test('is accepted up to a fifth of the users and of the clients', async () => {
+    const { db } = database;
+    await db.delete(fctMembershipPurchases).where(eq(fctMembershipPurchases.userId, 'user 0'));
+    await db.delete(dimUser).where(inArray(dimUser.userId, ['user 0', 'user 9']));
+    const [first] = await refresh();
+    expect(first).toMatchObject({ rows: 8, inserted: 0, deleted: 2 });
+  });
+
+  test('is refused beyond a fifth of the users, and everything is as it was', async () => {
+    const { db } = database;
+    await db.delete(dimUser).where(inArray(dimUser.userId, ['user 7', 'user 8', 'user 9']));
+    const before = await db.select().from(viewRefreshes);
+    await expect(refresh()).rejects.toThrow(
+      'Nothing was refreshed, because fct_client_conversion_events would have 7 users instead of 10, a loss of 30 %. Check that the input tables are complete. If they are, allow the loss with --max-loss 100%, which is 20% now.',
+    );
+    expect(await rowsOf(database, fctClientConversionEvents)).toHaveLength(10);
+    expect(await db.select().from(viewRefreshes)).toEqual(before);
+    expect((await refresh({ maxLoss: '30%' }))[0]).toMatchObject({ rows: 7, deleted: 3 });
+  });
+
+  test('is refused beyond a fifth of the clients', async () => {
+    const { db } = database;
+    await db
+      .delete(fctMembershipPurchases)
+      .where(inArray(fctMembershipPurchases.userId, ['user 0', 'user 1']));
+    await expect(refresh()).rejects.toThrow(
+      'Nothing was refreshed, because fct_client_conversion_events would have 3 clients instead of 5, a loss of 40 %.',
+    );
+    expect((await refresh({ maxLoss: '100%' }))[0]).toMatchObject({ inserted: 2, deleted: 2 });
+  });
+
+  test('is made up for by what is new', async () => {
+    const { db } = database;
+    await db.delete(dimUser).where(inArray(dimUser.userId, ['user 7', 'user 8', 'user 9']));
+    await db.insert(dimUser).values({ userId: 'new' });
+    expect((await refresh())[0]).toMatchObject({ rows: 8 });
+  });
+
+  test.each(['', '20', 'a fifth', '101%', '-1%', '1e1%'])(
+    'is allowed as a percentage, not as %j',
+    async (maxLoss) => {
+      await expect(refresh({ maxLoss })).rejects.toThrow(
+        `The loss that is allowed (--max-loss) is a percentage from 0% to 100%, not ${JSON.stringify(maxLoss)}.`,
+      );
+    },
+  );
 });
 
 test('recomputes the second view when somebody has refreshed the first by hand', async () => {
@@ -104,7 +263,9 @@ test('records what it did to each view', async () => {
       startedAt,
       finishedAt: expect.any(Date),
       packageVersion: packageJson.version,
-      fingerprint: expect.stringMatching(/^\d+$/),
+      id: expect.any(Number),
+      server: expect.stringMatching(/^\d+$/),
+      basis: expect.objectContaining({ view: expect.objectContaining({ rows: view.rows }) }),
     })),
   );
   const [first, second] = recorded.map(({ finishedAt }) => Number(finishedAt) - Number(startedAt));
@@ -178,11 +339,14 @@ describe('before it begins, a refresh says what is wrong and what to do:', () =>
     ['materialized view', 'fct_client_conversion_events'],
     ['materialized view', 'fct_lead_conversions'],
     ['table', 'view_refreshes'],
-  ])('the database has no %s %s', async (kind, name) => {
+    ['table', 'dim_user'],
+  ])('the database has no %s %s any more', async (kind, name) => {
     await execute(`alter ${kind} ${name} rename to elsewhere`);
     try {
       await expect(refresh()).rejects.toThrow(
-        `The database has no ${name}: it has not been migrated. Run "npx drizzle-kit migrate" first.`,
+        new RegExp(
+          `^The database has no ${name}, although it has \\w+: it has been dropped or renamed\\. Give it its name again, or create it with the statements of its migration\\.$`,
+        ),
       );
     } finally {
       await execute(`alter ${kind} elsewhere rename to ${name}`);

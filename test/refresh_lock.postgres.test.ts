@@ -1,8 +1,8 @@
 import postgres from 'postgres';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { type PostgresServer, startPostgres } from '../scripts/postgres_server.ts';
-import { type Result, run } from './support/commands.ts';
-import { seenBy, sessionsThatWait, sessionThatRuns } from './support/sessions.ts';
+import { type Result, run, start } from './support/commands.ts';
+import { seenBy, sessionsEnded, sessionsThatWait, sessionThatRuns } from './support/sessions.ts';
 
 // One refresh at a time: what its lock is, who can have it, and who cannot.
 
@@ -64,11 +64,92 @@ describe('a role that may not write the history', () => {
   });
 });
 
+test('a role that is refused the lock again and again does not keep a refresh off', {
+  timeout: 180_000,
+}, async () => {
+  const squatters = postgres(urlAs('reader'), { max: 3, onnotice: () => {} });
+  const squatting = Array.from({ length: 3 }, () =>
+    squatters
+      .unsafe(`
+        do $$
+        begin
+          lock table public.view_refreshes in access share mode;
+          loop
+            begin
+              execute 'comment on table public.view_refreshes is null';
+            exception when insufficient_privilege then
+            end;
+          end loop;
+        end
+        $$`)
+      .catch(({ code }) => code),
+  );
+  const superuser = postgres(server.url('gym'), { max: 1 });
+  await sessionThatRuns(superuser, '%access share mode%');
+  await superuser.end();
+  for (let night = 0; night < 3; night += 1) {
+    expect(await refresh('--retries', '0')).toMatchObject({ code: 0 });
+  }
+  await admin`
+    select pg_terminate_backend(pid) from pg_stat_activity where usename = 'reader'`;
+  expect(new Set(await Promise.all(squatting))).toEqual(new Set(['CONNECTION_CLOSED']));
+  await squatters.end();
+});
+
+describe('a session that has the lock for another purpose is no refresh:', () => {
+  test.each([
+    'analyze view_refreshes',
+    `comment on table view_refreshes is 'History'`,
+    'alter table view_refreshes set (fillfactor = 90)',
+  ])('%s', async (statement) => {
+    expect(await refresh()).toMatchObject({ code: 0 });
+    await owner.begin(async (session) => {
+      await session.unsafe(statement);
+      expect(await refresh('--lock-timeout', '1500ms', '--retries', '0')).toMatchObject({
+        code: 1,
+        stderr: expect.stringContaining(' holds ShareUpdateExclusiveLock on view_refreshes.'),
+      });
+    });
+  });
+
+  test('drop index concurrently', async () => {
+    await owner`create index extra on view_refreshes (rows)`;
+    let dropped: PromiseLike<unknown> | undefined;
+    await owner.begin(async (reader) => {
+      await reader`select from view_refreshes`;
+      dropped = owner`drop index concurrently extra`.execute();
+      await sessionsThatWait(owner);
+      expect(await refresh('--lock-timeout', '1500ms', '--retries', '0')).toMatchObject({
+        code: 1,
+        stderr: expect.stringContaining(' holds ShareUpdateExclusiveLock on view_refreshes.'),
+      });
+    });
+    await dropped;
+  });
+});
+
+test('a refresh that waits for the history is cancelled on the server, too', async () => {
+  await owner.begin(async (locked) => {
+    await locked`lock table view_refreshes in access exclusive mode`;
+    const { process, result } = start(urlAs('owner'), 'npm run refresh', [
+      ...['--lock-timeout', '1min'],
+    ]);
+    await sessionsThatWait(owner);
+    process.kill('SIGTERM');
+    expect(await result).toEqual({
+      code: 143,
+      stdout: '',
+      stderr: 'Cancelled by SIGTERM. The views are as they were.\n',
+    });
+    await sessionsEnded(owner);
+  });
+});
+
 /** Vacuums the history, slowly, until that is cancelled. */
 async function whileVacuumed(work: (pid: number) => Promise<void>): Promise<void> {
   await owner`
-    insert into view_refreshes
-    select 'x', timestamptz '2020-01-01' + number * interval '1 s', now(), 'unchanged', 0, 0, 0, 0, '', 0
+    insert into view_refreshes (view, started_at, finished_at, mode, rows, inserted, deleted, duration_ms, package_version, server)
+    select 'x', now(), now(), 'unchanged', 0, 0, 0, 0, '', ''
     from generate_series(1, 100000) as number`;
   await owner`delete from view_refreshes`;
   const vacuuming = await owner.reserve();
@@ -101,7 +182,7 @@ describe('a vacuum of the history', () => {
 
   test('is waited for no longer than for any other lock, and is named', async () => {
     await whileVacuumed(async (pid) => {
-      expect(await refresh('--lock-timeout', '500ms')).toEqual({
+      expect(await refresh('--lock-timeout', '500ms', '--retries', '0')).toEqual({
         code: 1,
         stdout: '',
         stderr: `fct_client_conversion_events was not refreshed, for want of a lock within 500ms: pid ${pid} (owner, postgres.js) holds ShareUpdateExclusiveLock on view_refreshes.\n`,
@@ -119,7 +200,12 @@ describe('a vacuum of the history', () => {
         await superuser`grant select, insert, update on view_refreshes to refresher`;
         await superuser.end();
         expect(
-          await run(urlAs('refresher'), 'npm run refresh', ['--lock-timeout', '500ms']),
+          await run(urlAs('refresher'), 'npm run refresh', [
+            '--lock-timeout',
+            '500ms',
+            '--retries',
+            '0',
+          ]),
         ).toMatchObject({
           code: 1,
           stderr: expect.stringContaining(
@@ -142,7 +228,7 @@ test('a prepared transaction that has the lock is no refresh, and is named', asy
   await preparing`prepare transaction 'forgotten'`;
   preparing.release();
   try {
-    expect(await refresh('--lock-timeout', '500ms')).toEqual({
+    expect(await refresh('--lock-timeout', '500ms', '--retries', '0')).toEqual({
       code: 1,
       stdout: '',
       stderr:
@@ -161,7 +247,7 @@ test('whoever waits for a lock before the refresh is named, too', async () => {
     altering.catch(() => {});
     await sessionsThatWait(owner);
     const pid = await sessionThatRuns(owner, 'alter table view_refreshes%');
-    expect(await refresh('--lock-timeout', '500ms')).toMatchObject({
+    expect(await refresh('--lock-timeout', '500ms', '--retries', '0')).toMatchObject({
       code: 1,
       stderr: expect.stringContaining(
         `pid ${pid} (owner, postgres.js) waits for AccessExclusiveLock on view_refreshes`,

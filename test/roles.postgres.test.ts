@@ -65,6 +65,23 @@ describe('the migrations', () => {
     expect(await run(urlAs('owner'), 'drizzle-kit migrate')).toMatchObject({ code: 0 });
   });
 
+  test('say what to do if the owner may not let readers use the schema', async () => {
+    await admin`alter role owner createrole`;
+    const gym = postgres(server.url('gym'), { max: 1 });
+    await gym`alter schema public owner to postgres`;
+    await gym`revoke all on schema public from public`;
+    await gym`grant usage, create on schema public to owner`;
+    const { code, stdout, stderr } = await run(urlAs('owner'), 'drizzle-kit migrate');
+    expect(code).toBe(1);
+    expect(stdout + stderr).toContain(
+      'The role owner may not grant the use of the schema public. Have its owner run "grant usage on schema public to lead_conversions_reader", then migrate again.',
+    );
+    await gym`create role lead_conversions_reader`;
+    await gym`grant usage on schema public to lead_conversions_reader`;
+    expect(await run(urlAs('owner'), 'drizzle-kit migrate')).toMatchObject({ code: 0 });
+    await gym.end();
+  });
+
   test('take a role that another database makes at the same moment', async () => {
     await admin`alter role owner createrole`;
     let migrate: Promise<Result> | undefined;
@@ -140,6 +157,16 @@ describe('whatever the default privileges of the database,', () => {
     try {
       await addUserInitial(tree);
       await addNotes(tree);
+      await tree.edit(
+        'schema/dim_user.ts',
+        [`import { check, varchar }`, `import { bigint, check, varchar }`],
+        [
+          `      email: varchar('email'),`,
+          `      email: varchar('email'),
+      number: bigint('number', { mode: 'number' }).generatedAlwaysAsIdentity(),`,
+        ],
+        [`      email: 'E-mail`, `      number: 'A number.',\n      email: 'E-mail`],
+      );
       await tree.run('', 'npm run generate', ['--name', 'notes']);
       expect(await tree.run(urlAs('owner'), 'drizzle-kit migrate')).toMatchObject({ code: 0 });
     } finally {

@@ -1,10 +1,12 @@
-import { type SQL, sql } from 'drizzle-orm';
+import { getTableName, getViewName, is, type SQL, sql } from 'drizzle-orm';
 import {
   getMaterializedViewConfig,
   type PgDatabase,
   type PgMaterializedView,
   type PgQueryResultHKT,
+  PgTable,
 } from 'drizzle-orm/pg-core';
+import { propertiesOf } from '../schema/properties.ts';
 
 /** What a refresh needs to know of a view, from the database itself. */
 export interface CatalogedView {
@@ -13,8 +15,23 @@ export interface CatalogedView {
   oid: number;
   /** False for a view that was created or refreshed WITH NO DATA. */
   populated: boolean;
-  /** The oids of the relations and functions that its definition refers to. */
-  reads: number[];
+  /** The role as which Postgres computes it. */
+  owner: string;
+  /** What its definition refers to, but for what is Postgres' own. */
+  inputs: Input[];
+}
+
+/** A table, view or function that a view reads. */
+export interface Input {
+  oid: number;
+  /** Null for a function. */
+  schema: string | null;
+  name: string | null;
+  /**
+   * Whether this role can tell if its rows have changed: it is an ordinary table
+   * or materialized view without children, whose rows it may read, all of them.
+   */
+  isVisible: boolean;
 }
 
 /** A relation of ours by its name, whatever the search_path; NULL if it is not there. */
@@ -22,7 +39,7 @@ export const relationOf = (name: string): SQL => sql`to_regclass(${`public.${nam
 
 /** What a relation's rule refers to: relations, and functions that are not Postgres' own. */
 const readBy = (relation: SQL): SQL => sql`
-  select distinct pg_depend.refobjid::bigint as oid
+  select distinct pg_depend.refobjid as oid
   from pg_rewrite
   inner join pg_depend
     on pg_depend.classid = 'pg_rewrite'::regclass
@@ -30,6 +47,22 @@ const readBy = (relation: SQL): SQL => sql`
   where pg_rewrite.ev_class = ${relation}
     and pg_depend.refclassid in ('pg_class'::regclass, 'pg_proc'::regclass)
     and pg_depend.refobjid <> ${relation}`;
+
+const inputsOf = (relation: SQL): SQL => sql`
+  select coalesce(json_agg(json_build_object(
+    'oid', read.oid::bigint,
+    'schema', relnamespace::regnamespace::text,
+    'name', relname,
+    'isVisible', coalesce(
+      relkind in ('r', 'm')
+        and relam = (select oid from pg_am where amname = 'heap')
+        and not relhassubclass
+        and has_table_privilege(read.oid, 'select')
+        and not row_security_active(read.oid),
+      false)
+  ) order by read.oid), '[]')
+  from (${readBy(relation)}) as read
+  left join pg_class on read.oid = pg_class.oid`;
 
 /** A unique index, and what keeps REFRESH … CONCURRENTLY from using it. */
 interface UniqueIndex {
@@ -77,16 +110,20 @@ export async function catalogView(
         from pg_index
         where indrelid = pg_class.oid and indisunique
       )`,
-      reads: sql<
-        number[] | null
-      >`(select json_agg(oid) from (${readBy(sql`pg_class.oid`)}) as read)`,
+      inputs: sql<Input[]>`(${inputsOf(sql`pg_class.oid`)})`,
+      declared: sql<{ name: string; oid: number | null }[]>`(
+        select coalesce(json_agg(json_build_object(
+          'name', name, 'oid', to_regclass(format('public.%I', name))::oid::bigint
+        )), '[]')
+        from json_array_elements_text(${JSON.stringify(declaredInputs(view))}::json) as names (name)
+      )`,
     })
     .from(sql`pg_class`)
     .where(sql`oid = ${relationOf(name)}`);
   if (!found) {
-    throw notMigrated(name);
+    throw missing(name, undefined);
   }
-  const { oid, populated, role, owner, uniqueIndexes, reads } = found;
+  const { oid, populated, role, owner, uniqueIndexes, inputs, declared } = found;
   if (!found.isMaterialized) {
     throw new Error(`${name} is not a materialized view in this database.`);
   }
@@ -101,12 +138,31 @@ export async function catalogView(
       `${name} has no unique index that REFRESH … CONCURRENTLY can use${flaws ? `: ${flaws}` : ''}. Create the one of its migration again.`,
     );
   }
-  return { view, name, oid, populated, reads: reads ?? [] };
+  const unread = declared.find((input) => !inputs.some(({ oid }) => oid === input.oid));
+  if (unread) {
+    const others = inputs
+      .filter(({ oid }) => !declared.some((input) => input.oid === oid))
+      .map((input) => input.name ?? `the function ${input.oid}`);
+    const instead = others.length > 0 ? `, but ${others.join(' and ')}` : '';
+    throw new Error(
+      `${name} does not read ${unread.name}${instead}. A view goes on reading the table with which it was created, also after that was renamed. Give the table that it reads the name ${unread.name} again and load the rows into it, or create the view anew with the statements of its migration.`,
+    );
+  }
+  return { view, name, oid, populated, owner, inputs };
 }
 
-export const notMigrated = (relation: string): Error =>
+/** The names of what a view is declared to read. */
+export const declaredInputs = (view: PgMaterializedView): string[] =>
+  (propertiesOf(view)?.reads ?? []).map((input) =>
+    is(input, PgTable) ? getTableName(input) : getViewName(input),
+  );
+
+/** Says that a relation is not there, and why: another one of ours is there, or none is. */
+export const missing = (relation: string, other: string | undefined): Error =>
   new Error(
-    `The database has no ${relation}: it has not been migrated. Run "npx drizzle-kit migrate" first.`,
+    other === undefined
+      ? `The database has no ${relation}: it has not been migrated. Run "npx drizzle-kit migrate" first.`
+      : `The database has no ${relation}, although it has ${other}: it has been dropped or renamed. Give it its name again, or create it with the statements of its migration.`,
   );
 
 /**

@@ -1,6 +1,12 @@
 import { sql } from 'drizzle-orm';
 import { varchar } from 'drizzle-orm/pg-core';
 import { identifier, localTime, publicMaterializedView } from '../schema/columns.ts';
+import {
+  dimBranch,
+  dimUser,
+  fctCreditPackPurchases,
+  fctMembershipPurchases,
+} from '../schema/index.ts';
 import { readerRole, withProperties } from '../schema/properties.ts';
 import { conversionEventTypes, leadStatuses } from './values.ts';
 
@@ -191,8 +197,9 @@ user_first_purchases as (
 
 )
 
--- One row per user: the columns of figure 1.4.1. Those that begin with
--- client_conversion_ repeat the first purchase of the kind that came first.
+-- One row per user: the columns of figure 1.4.1 of the requirements. Those that
+-- begin with client_conversion_ repeat the first purchase of the kind that came
+-- first.
 select
     user_id,
     branch_id,
@@ -253,6 +260,7 @@ from user_first_purchases
       firstCreditPackSource: 'Source of the purchase of the first credit pack.',
     },
     uniqueKey: ['userId'],
+    reads: [dimBranch, dimUser, fctCreditPackPurchases, fctMembershipPurchases],
     grants: { [readerRole]: { select: 'all' } },
   },
 );

@@ -2,6 +2,7 @@ import { sql } from 'drizzle-orm';
 import { varchar } from 'drizzle-orm/pg-core';
 import { identifier, localTime, publicMaterializedView } from '../schema/columns.ts';
 import { readerRole, withProperties } from '../schema/properties.ts';
+import { fctClientConversionEvents } from './fct_client_conversion_events.ts';
 import { conversionEventFilters, conversionEventTypes, leadStatuses } from './values.ts';
 
 /**
@@ -31,9 +32,9 @@ export const fctLeadConversions = withProperties(
   }).as(sql`
 with
 
--- One row per filter that report users can choose. The list is product's: what
--- a gym may count as a conversion. A new filter is a new line here, saying
--- which kinds of purchase it considers.
+-- One row per filter that report users can choose: what a gym may count as a
+-- conversion. Product owns this list. A new filter is a new line here, which
+-- says which kinds of purchase it considers.
 conversion_filters (
     client_conversion_event_filter,
     considers_memberships,
@@ -87,8 +88,9 @@ filtered_conversions as (
 
 )
 
--- One row per user and filter: the columns of figure 1.4.2. A user who bought
--- only what the filter leaves out is a LEAD under it, with no conversion.
+-- One row per user and filter: the columns of figure 1.4.2 of the requirements.
+-- A user who bought only what the filter leaves out is a LEAD under it, with no
+-- conversion.
 --
 -- The rows come in the order of their bytes, column by column: what is between
 -- user_id and lead_status is the same in all rows of a user, a CLIENT comes
@@ -147,6 +149,7 @@ order by
         'What the row counts as a conversion: MEMBERSHIP memberships only, USER_CREDIT credit packs only, ALL both. A report reads one of the three.',
     },
     uniqueKey: ['userId', 'clientConversionEventFilter'],
+    reads: [fctClientConversionEvents],
     indexes: [
       {
         on: ['branchId', 'localUserCreatedAt'],

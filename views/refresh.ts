@@ -1,10 +1,10 @@
-import { setTimeout as sleep } from 'node:timers/promises';
 import {
-  DrizzleQueryError,
+  and,
   desc,
   type ExtractTablesWithRelations,
   eq,
   getTableName,
+  getViewName,
   is,
   sql,
 } from 'drizzle-orm';
@@ -13,19 +13,40 @@ import {
   type PgMaterializedView,
   type PgQueryResultHKT,
   PgTransaction,
-  type PgTransactionConfig,
 } from 'drizzle-orm/pg-core';
 import packageJson from 'lead-conversions/package.json' with { type: 'json' };
-import { pinSearchPath } from '../schema/columns.ts';
+import { dimBranch } from '../schema/index.ts';
+import {
+  type Basis,
+  branchesOfUnknownZones,
+  hashClocks,
+  identify,
+  lookAt,
+  lookAtInputs,
+} from './basis.ts';
 import {
   type CatalogedView,
   catalogView,
+  declaredInputs,
   lockHoldersInTheWay,
-  notMigrated,
+  missing,
   relationOf,
 } from './catalog.ts';
 import { fctClientConversionEvents } from './fct_client_conversion_events.ts';
 import { fctLeadConversions } from './fct_lead_conversions.ts';
+import { isOnHistory, takeLock } from './refresh_lock.ts';
+import {
+  cancellable,
+  causeOf,
+  INSUFFICIENT_PRIVILEGE,
+  INVALID_PARAMETER_VALUE,
+  LOCK_NOT_AVAILABLE,
+  once,
+  pinned,
+  QUERY_CANCELED,
+  type Session,
+} from './session.ts';
+import { vacuum } from './vacuum.ts';
 import type { RefreshMode } from './values.ts';
 import { viewRefreshes } from './view_refreshes.ts';
 
@@ -37,6 +58,13 @@ export interface RefreshOptions {
   statementTimeout?: string;
   /** Memory for each sort and hash table of a refresh; what needs more goes to disk. */
   workMem?: string;
+  /**
+   * The share of the users, and of the clients, of the first view that a refresh
+   * may take away, such as `20%`. `100%` sets no limit.
+   */
+  maxLoss?: string;
+  /** Recomputes views that are known to be up to date, too. */
+  force?: boolean;
   /**
    * Cancels the refresh, which then changes nothing. The statement that runs is
    * cancelled on a second connection of `db`; without one, it first comes to its end.
@@ -50,6 +78,7 @@ export const refreshDefaults = {
   lockTimeout: '10s',
   statementTimeout: '30min',
   workMem: '256MB',
+  maxLoss: '20%',
 } satisfies RefreshOptions;
 
 /** What a refresh is doing. */
@@ -88,28 +117,8 @@ export interface RefreshReport {
   durationMs: number;
 }
 
-type Session = PgDatabase<PgQueryResultHKT>;
-
-/** Works in a transaction in which no name means what others have created under it. */
-const pinned = <Result>(
-  session: Session,
-  work: (tx: Session) => PromiseLike<Result>,
-  config?: PgTransactionConfig,
-): Promise<Result> =>
-  session.transaction(async (tx) => {
-    await tx.execute(pinSearchPath);
-    return await work(tx);
-  }, config);
-
-/** What to select from, to have values computed once. */
-const once = sql`(values (1)) as once`;
-
 /** The views, each after those that it reads. */
 export const viewsInOrder: PgMaterializedView[] = [fctClientConversionEvents, fctLeadConversions];
-
-/** https://www.postgresql.org/docs/16/errcodes-appendix.html */
-const LOCK_NOT_AVAILABLE = '55P03';
-const QUERY_CANCELED = '57014';
 
 /**
  * Refreshes all views in one transaction: readers never wait, see all views
@@ -117,16 +126,19 @@ const QUERY_CANCELED = '57014';
  * the same transaction, and vacuums the views that changed after it.
  *
  * Each view is refreshed with REFRESH MATERIALIZED VIEW CONCURRENTLY, but with a
- * plain REFRESH if it is not populated, and not at all if nothing that it reads
- * has changed: see `mode` in the report. Does nothing while another refresh
- * or a migration of the views is running: see `outcome`.
+ * plain REFRESH if it is not populated. It is left alone if it is known that the
+ * view, and all that it reads, are what they were when it was last computed: see
+ * `mode` in the report. Does nothing while another refresh or a migration of the
+ * views is running: see `outcome`.
  * https://www.postgresql.org/docs/16/sql-refreshmaterializedview.html
  *
  * Throws, and leaves the views as they were: an Error that says what to do when
  * the database is not ready for it (not migrated, the wrong role, no unique
- * index), or when a timeout strikes, then with the sessions that are in the way;
- * the signal's reason; and Drizzle's DrizzleQueryError for whatever else
- * Postgres refuses.
+ * index, a table swapped by renaming), when the input cannot be trusted
+ * (row-level security hides rows, a time zone is unknown, more is missing than
+ * `maxLoss` allows), or when a timeout strikes, then with the sessions that are
+ * in the way; the signal's reason; and Drizzle's DrizzleQueryError for whatever
+ * else Postgres refuses.
  */
 export async function refreshViews<Schema extends Record<string, unknown>>(
   db: PgDatabase<PgQueryResultHKT, Schema, ExtractTablesWithRelations<Schema>>,
@@ -140,26 +152,39 @@ export async function refreshViews<Schema extends Record<string, unknown>>(
   const session = db as unknown as Session;
   const { signal, onStep } = options;
   const started = performance.now();
-  const result = await refreshInTransaction(session, {
+  const bounds: Bounds = {
     lockTimeout: options.lockTimeout ?? refreshDefaults.lockTimeout,
     statementTimeout: options.statementTimeout ?? refreshDefaults.statementTimeout,
     workMem: options.workMem ?? refreshDefaults.workMem,
+    maxLoss: options.maxLoss ?? refreshDefaults.maxLoss,
+    force: options.force ?? false,
     signal,
     onStep,
-  });
+  };
+  const { result, transaction, statementTimeoutMs } = await refreshInTransaction(session, bounds);
   const warnings: string[] = [];
   for (const { view, inserted, deleted } of result.views) {
     if (inserted + deleted > 0) {
       onStep?.({ view, step: 'vacuum' });
-      warnings.push(...(await vacuum(session, view, signal)));
+      const { statementTimeout } = bounds;
+      warnings.push(
+        ...(await vacuum(session, view, transaction, {
+          statementTimeout,
+          statementTimeoutMs,
+          signal,
+        })),
+      );
     }
   }
   return { ...result, warnings, durationMs: millisecondsSince(started) };
 }
 
-type Result = Omit<RefreshReport, 'warnings' | 'durationMs'>;
+/** What the transaction of a refresh did. */
+interface Outcome extends Facts {
+  result: Omit<RefreshReport, 'warnings' | 'durationMs'>;
+}
 
-type Bounds = RefreshOptions & typeof refreshDefaults;
+type Bounds = RefreshOptions & typeof refreshDefaults & { force: boolean };
 
 /**
  * The transaction is READ COMMITTED. In REPEATABLE READ the views could come to
@@ -169,60 +194,94 @@ type Bounds = RefreshOptions & typeof refreshDefaults;
  * which nobody else can change until the commit.
  * https://www.postgresql.org/docs/16/transaction-iso.html
  */
-async function refreshInTransaction(session: Session, bounds: Bounds): Promise<Result> {
-  const { signal, onStep } = bounds;
+async function refreshInTransaction(session: Session, bounds: Bounds): Promise<Outcome> {
+  const { statementTimeout, signal, onStep } = bounds;
+  const maxLoss = percentOf(bounds.maxLoss);
   let pid = 0;
-  let viewAtWork: string | undefined;
-  const work = async (tx: Session): Promise<Result> => {
-    pid = await setBounds(tx, bounds);
-    let catalog = await preflight(tx);
-    viewAtWork = catalog[0]?.name;
-    const reason = await takeLock(tx, signal);
+  let viewAtWork: CatalogedView | undefined;
+  const work = async (tx: Session): Promise<Outcome> => {
+    const facts = await setBounds(tx, bounds);
+    pid = facts.pid;
+    const found = await preflight(tx);
+    viewAtWork = found[0];
+    const reason = await takeLock(tx, facts.lockTimeoutMs);
     if (reason) {
-      return { outcome: 'skipped', reason, views: [] };
+      return { ...facts, result: { outcome: 'skipped', reason, views: [] } };
     }
-    // Again, because whoever had the lock before may have replaced the views.
-    catalog = await preflight(tx);
-    const unchanged = new Set<number>();
+    await lockTables(tx, found);
+    // Again, because whoever had the locks before may have replaced or renamed something.
+    const catalog = await preflight(tx);
+    const circumstances: Circumstances = {
+      ...(await identify(tx)),
+      clocks: await readClocks(tx, catalog),
+      force: bounds.force,
+      maxLoss,
+    };
     const views: ViewRefresh[] = [];
     for (const view of catalog) {
       signal?.throwIfAborted();
-      viewAtWork = view.name;
+      viewAtWork = view;
       onStep?.({ view: view.name, step: 'refresh' });
-      views.push(await refreshView(tx, view, unchanged));
+      views.push(await refreshView(tx, view, circumstances));
     }
     signal?.throwIfAborted();
-    return { outcome: 'refreshed', reason: null, views };
+    // So that the vacuum, which counts anew what is dead, comes after our own counts.
+    await tx.select({ flushed: sql`pg_stat_force_next_flush()` }).from(once);
+    return { ...facts, result: { outcome: 'refreshed', reason: null, views } };
   };
   const cancel = () =>
-    pinned(session, (other) =>
+    pinned(session, statementTimeout, (other) =>
       other
         .select({ cancelled: sql`pg_cancel_backend(pid)` })
         .from(sql`pg_locks`)
         // Not whoever has that connection from the pool once this is over.
-        .where(sql`pid = ${pid} and ${isRefreshLock}`),
+        .where(sql`pid = ${pid} and ${isOnHistory}`),
     );
   try {
     return await cancellable(
-      () => pinned(session, work, { isolationLevel: 'read committed', accessMode: 'read write' }),
+      () =>
+        pinned(session, statementTimeout, work, {
+          isolationLevel: 'read committed',
+          accessMode: 'read write',
+        }),
       cancel,
       signal,
     );
   } catch (error) {
-    throw await explainTimeout(session, error, viewAtWork, bounds);
+    throw await explainFailure(session, error, viewAtWork, bounds);
   }
+}
+
+/** A share in percent. Throws an Error that shows what is none. */
+function percentOf(text: string): number {
+  const [, number = ''] = /^(\d+(?:\.\d+)?) ?%$/.exec(text) ?? [];
+  if (number === '' || Number(number) > 100) {
+    throw new Error(
+      `The loss that is allowed (--max-loss) is a percentage from 0% to 100%, not ${JSON.stringify(text)}.`,
+    );
+  }
+  return Number(number);
+}
+
+/** What the server says of a transaction. */
+interface Facts {
+  /** The id of the server process. */
+  pid: number;
+  /** The id of the transaction. */
+  transaction: string;
+  lockTimeoutMs: number;
+  statementTimeoutMs: number;
 }
 
 /**
  * Bounds a transaction, and what it leaves behind when this process, its machine
  * or the network between is gone: Postgres then ends it within seconds, and
- * every lock with it. Returns the id of the server process.
+ * every lock with it.
  * https://www.postgresql.org/docs/16/runtime-config-connection.html#RUNTIME-CONFIG-TCP-SETTINGS
  */
-async function setBounds(tx: Session, bounds: Bounds): Promise<number> {
+async function setBounds(tx: Session, bounds: Bounds): Promise<Facts> {
   const settings = Object.entries({
     lock_timeout: bounds.lockTimeout,
-    statement_timeout: bounds.statementTimeout,
     work_mem: bounds.workMem,
     idle_in_transaction_session_timeout: '15s',
     tcp_keepalives_idle: '10s',
@@ -232,124 +291,35 @@ async function setBounds(tx: Session, bounds: Bounds): Promise<number> {
     // REFRESH … CONCURRENTLY analyzes its copy of the new rows, which it then
     // reads as a whole: a small sample tells enough, and is quicker.
     default_statistics_target: '10',
+    // Where a policy would keep rows from it, REFRESH fails, for owners too.
+    row_security: 'off',
   });
   const values = settings.map(([name, value]) => sql`(${name}, ${value})`);
-  const [set] = await tx
-    .select({
-      value: sql`set_config(name, value, true)`,
-      pid: sql`pg_backend_pid()`.mapWith(Number),
-    })
+  await tx
+    .select({ value: sql`set_config(name, value, true)` })
     .from(sql`(values ${sql.join(values, sql`, `)}) as settings (name, value)`)
     // Which a server on Windows refuses.
     .where(sql`name <> 'client_connection_check_interval' or version() !~* 'visual c|mingw'`);
-  return set?.pid ?? 0;
-}
-
-/**
- * The lock of a refresh, in pg_locks: SHARE UPDATE EXCLUSIVE on the history, which
- * one session can have at a time, and only one that may write there.
- */
-const isRefreshLock = sql`
-  locktype = 'relation'
-  and relation = ${relationOf(getTableName(viewRefreshes))}
-  and database = (select oid from pg_database where datname = current_database())
-  and mode = 'ShareUpdateExclusiveLock'`;
-
-/**
- * Takes the lock of a refresh, or says why that is not to be: another refresh or a
- * migration is running, or somebody holds the lock to keep refreshes off. Waits
- * for whatever else has locked the history, such as a VACUUM, as long as
- * lock_timeout allows, and throws LOCK_NOT_AVAILABLE after that.
- */
-async function takeLock(tx: Session, signal?: AbortSignal): Promise<string | undefined> {
-  let failure = await lockHistory(tx, 'nowait');
-  for (let look = 1; failure; look += 1) {
-    const holder = await lockHolder(tx);
-    if (!holder || holder.isMaintenance) {
-      break;
-    }
-    // A VACUUM is not seen at work in the moment after it has taken the lock.
-    if (holder.isRefresh || look === 5) {
-      return describeHolder(holder);
-    }
-    await sleep(100, undefined, { signal });
-    failure = await lockHistory(tx, 'nowait');
-  }
-  failure &&= await lockHistory(tx, 'wait');
-  if (failure) {
-    const holder = await lockHolder(tx);
-    if (!holder || holder.isMaintenance) {
-      throw failure;
-    }
-    return describeHolder(holder);
-  }
-}
-
-/** Locks the history, or returns why that was not possible. */
-async function lockHistory(tx: Session, wait: 'wait' | 'nowait'): Promise<unknown> {
-  const nowait = wait === 'nowait' ? sql` nowait` : sql``;
-  try {
-    await tx.transaction(async (savepoint) => {
-      // The first one tells a refresh from a VACUUM, which has the second alone.
-      await savepoint.execute(sql`lock table ${viewRefreshes} in access share mode${nowait}`);
-      await savepoint.execute(
-        sql`lock table ${viewRefreshes} in share update exclusive mode${nowait}`,
-      );
-    });
-  } catch (error) {
-    if (causeOf(error).code === LOCK_NOT_AVAILABLE) {
-      return error;
-    }
-    throw error;
-  }
-}
-
-/** Another session that has the lock of a refresh. */
-interface LockHolder {
-  pid: number;
-  /** When its transaction began. Null if this role may not know. */
-  since: string | null;
-  /** Whether it is known to be a refresh or a migration. */
-  isRefresh: boolean;
-  /** Whether it vacuums, analyzes or indexes the history. */
-  isMaintenance: boolean;
-}
-
-async function lockHolder(tx: Session): Promise<LockHolder | undefined> {
-  const isRefresh = sql<boolean>`exists (
-    select from pg_locks as read_locks
-    where read_locks.pid = pg_locks.pid
-      and read_locks.relation = pg_locks.relation
-      and read_locks.mode = 'AccessShareLock'
-  )`;
-  const [holder] = await tx
+  const milliseconds = (name: string) =>
+    sql`(select setting from pg_settings where name = ${name})`.mapWith(Number);
+  const [facts] = (await tx
     .select({
-      pid: sql`pg_locks.pid`.mapWith(Number),
-      since: sql<
-        string | null
-      >`to_char(xact_start at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')`,
-      isRefresh,
-      isMaintenance: sql<boolean>`not ${isRefresh} and pg_locks.pid in (
-        select pid from pg_stat_progress_vacuum
-        union all select pid from pg_stat_progress_analyze
-        union all select pid from pg_stat_progress_create_index
-      )`,
+      pid: sql`pg_backend_pid()`.mapWith(Number),
+      transaction: sql<string>`pg_current_xact_id()::text`,
+      lockTimeoutMs: milliseconds('lock_timeout'),
+      statementTimeoutMs: milliseconds('statement_timeout'),
     })
-    .from(sql`pg_locks left join pg_stat_activity on pg_locks.pid = pg_stat_activity.pid`)
-    .where(sql`${isRefreshLock} and granted and pg_locks.pid <> pg_backend_pid()`);
-  return holder;
+    .from(once)) as [Facts];
+  return facts;
 }
-
-const describeHolder = ({ pid, since }: LockHolder) =>
-  `a refresh or a migration is already running (pid ${pid}${since ? `, since ${since}` : ''})`;
 
 /** Looks up the views, and throws an Error that says what to do where a refresh would fail. */
 async function preflight(tx: Session): Promise<CatalogedView[]> {
   const history = getTableName(viewRefreshes);
+  await refuseIncomplete(tx, history);
   const [facts] = await tx
     .select({
       role: sql<string>`current_user`,
-      hasHistory: sql<boolean>`${relationOf(history)} is not null`,
       // The lock of a refresh needs one of those behind select and insert.
       mayWrite: sql<boolean>`
         has_table_privilege(${relationOf(history)}, 'select')
@@ -362,12 +332,9 @@ async function preflight(tx: Session): Promise<CatalogedView[]> {
   for (const view of viewsInOrder) {
     catalog.push(await catalogView(tx, view));
   }
-  if (!facts?.hasHistory) {
-    throw notMigrated(history);
-  }
-  if (!facts.mayWrite) {
+  if (!facts?.mayWrite) {
     throw new Error(
-      `The role ${facts.role} may not write ${history}, where each refresh is recorded and locks out others. Grant it select, insert and update on that table.`,
+      `The role ${facts?.role} may not write ${history}, where each refresh is recorded and locks out others. Grant it select, insert and update on that table.`,
     );
   }
   if (!facts.countsTuples) {
@@ -378,53 +345,174 @@ async function preflight(tx: Session): Promise<CatalogedView[]> {
   return catalog;
 }
 
+/** Throws an Error that says so if the schema may not be used, or a relation is not there. */
+async function refuseIncomplete(tx: Session, history: string): Promise<void> {
+  const [schema] = await tx
+    .select({
+      role: sql<string>`current_user`,
+      mayUse: sql<boolean>`coalesce(has_schema_privilege(to_regnamespace('public'), 'usage'), true)`,
+    })
+    .from(once);
+  if (!schema?.mayUse) {
+    throw new Error(
+      `The role ${schema?.role} may not use the schema public, where the views are. Grant it usage on that schema.`,
+    );
+  }
+  const names = [...new Set([...viewsInOrder.flatMap(namesOf), history])];
+  const relations = await tx
+    .select({
+      name: sql<string>`name`,
+      isThere: sql<boolean>`to_regclass(format('public.%I', name)) is not null`,
+    })
+    .from(sql`json_array_elements_text(${JSON.stringify(names)}::json) as names (name)`);
+  const absent = relations.find(({ isThere }) => !isThere);
+  if (absent) {
+    throw missing(absent.name, relations.find(({ isThere }) => isThere)?.name);
+  }
+}
+
+/** A view, and what it is declared to read. */
+const namesOf = (view: PgMaterializedView): string[] => [
+  getViewName(view),
+  ...declaredInputs(view),
+];
+
 /**
- * Brings one view up to date, unless all that it reads is among the `unchanged`,
- * and records it. Adds the view to the unchanged if its rows are those that the
- * last refresh on record has left, whoever may have refreshed it since.
+ * Keeps the tables that are read from being renamed or altered before the views are
+ * computed, so that what is looked at is what is read.
+ */
+async function lockTables(tx: Session, catalog: CatalogedView[]): Promise<void> {
+  const tables = catalog
+    .flatMap(({ inputs }) => inputs)
+    .filter(({ oid, isVisible }) => isVisible && !catalog.some((view) => view.oid === oid))
+    .map(({ schema, name }) => sql`${sql.identifier(schema ?? '')}.${sql.identifier(name ?? '')}`);
+  if (tables.length > 0) {
+    await tx.execute(sql`lock table ${sql.join(tables, sql`, `)} in access share mode`);
+  }
+}
+
+/** The clocks of all time zones in use, as a hash; undefined if this role may not read the branches. */
+async function readClocks(tx: Session, catalog: CatalogedView[]): Promise<string | undefined> {
+  const branches = catalog
+    .flatMap(({ inputs }) => inputs)
+    .find(({ schema, name }) => schema === 'public' && name === getTableName(dimBranch));
+  return branches?.isVisible ? await hashClocks(tx) : undefined;
+}
+
+/** What is the same for all views of a refresh. */
+interface Circumstances {
+  /** See `server` of view_refreshes. */
+  server: string;
+  /** See `Basis`. Undefined where this role cannot tell. */
+  database: number;
+  clocks: string | undefined;
+  force: boolean;
+  /** In percent. */
+  maxLoss: number;
+}
+
+/**
+ * Brings one view up to date, unless it is known to be, and records that.
+ *
+ * The inputs are looked at before the view is computed, so that what is committed
+ * in between counts as a change next time, although the view may have it already.
  */
 async function refreshView(
   tx: Session,
-  { view, name, oid, populated, reads }: CatalogedView,
-  unchanged: Set<number>,
+  { view, name, oid, populated, inputs }: CatalogedView,
+  { server, database, clocks, force, maxLoss }: Circumstances,
 ): Promise<ViewRefresh> {
   const started = performance.now();
-  const [last] = await tx
-    .select({ rows: viewRefreshes.rows, fingerprint: viewRefreshes.fingerprint })
-    .from(viewRefreshes)
-    .where(eq(viewRefreshes.view, name))
-    .orderBy(desc(viewRefreshes.startedAt))
-    .limit(1);
+  const self = { oid, schema: 'public', name };
+  const last = await lastBasis(tx, name, server);
+  const comparable = last?.database === database && last.zones === clocks ? last : undefined;
+  const looks = await lookAtInputs(tx, inputs, comparable?.inputs);
+  const mayBeUnchanged = populated && !force && comparable && looks?.isSame;
+  const found = mayBeUnchanged ? await lookAt(tx, self, comparable.view) : undefined;
+  const mode = !populated ? 'populate' : found?.isSame ? 'unchanged' : 'concurrently';
 
-  const isUpToDate = last !== undefined && reads.every((relation) => unchanged.has(relation));
-  const mode = !populated ? 'populate' : isUpToDate ? 'unchanged' : 'concurrently';
   const before = await changesInTransaction(tx, oid);
   if (mode === 'populate') {
     await tx.refreshMaterializedView(view);
   } else if (mode === 'concurrently') {
-    await tx.refreshMaterializedView(view).concurrently();
+    await guardingAgainstLoss(tx, view, maxLoss, async () => {
+      await tx.refreshMaterializedView(view).concurrently();
+    });
   }
   const after = await changesInTransaction(tx, oid);
-  const { rows, fingerprint } = last && mode === 'unchanged' ? last : await contentsOf(tx, view);
-  if (fingerprint === last?.fingerprint) {
-    unchanged.add(oid);
-  }
+  const { look } = found?.isSame ? found : await lookAt(tx, self);
   const refresh: ViewRefresh = {
     view: name,
     mode,
-    rows,
-    inserted: mode === 'populate' ? rows : after.inserted - before.inserted,
+    rows: look.rows,
+    inserted: mode === 'populate' ? look.rows : after.inserted - before.inserted,
     deleted: after.deleted - before.deleted,
     durationMs: millisecondsSince(started),
   };
   await tx.insert(viewRefreshes).values({
     ...refresh,
-    fingerprint,
     startedAt: sql`now()`, // of the transaction, before the first view is computed
     finishedAt: sql`clock_timestamp()`,
     packageVersion: packageJson.version,
+    server,
+    basis:
+      looks && clocks !== undefined
+        ? { database, zones: clocks, inputs: looks.looks, view: look }
+        : null,
   });
   return refresh;
+}
+
+/** The basis on which a view was last up to date, if it is known. */
+async function lastBasis(tx: Session, view: string, server: string): Promise<Basis | undefined> {
+  const [last] = await tx
+    .select({ basis: viewRefreshes.basis, writtenBy: sql<string>`xmin::text` })
+    .from(viewRefreshes)
+    .where(and(eq(viewRefreshes.view, view), eq(viewRefreshes.server, server)))
+    .orderBy(desc(viewRefreshes.id))
+    .limit(1);
+  if (!last?.basis) {
+    return undefined;
+  }
+  // Written by another transaction than the one that looked, it was restored from a dump.
+  const looked = BigInt(last.basis.view.transaction) % 2n ** 32n;
+  return last.writtenBy === String(looked) ? last.basis : undefined;
+}
+
+/** Throws if the refresh of the first view takes away more of the users, or of the clients, than is allowed. */
+async function guardingAgainstLoss(
+  tx: Session,
+  view: PgMaterializedView,
+  maxLoss: number,
+  refresh: () => Promise<void>,
+): Promise<void> {
+  if (view !== fctClientConversionEvents) {
+    await refresh();
+    return;
+  }
+  const count = async () => {
+    const [counts] = await tx
+      .select({
+        users: sql`count(*)`.mapWith(Number),
+        clients:
+          sql`count(*) filter (where ${fctClientConversionEvents.leadStatus} = 'CLIENT')`.mapWith(
+            Number,
+          ),
+      })
+      .from(fctClientConversionEvents);
+    return counts ?? { users: 0, clients: 0 };
+  };
+  const before = await count();
+  await refresh();
+  const after = await count();
+  for (const of of ['users', 'clients'] as const) {
+    if ((before[of] - after[of]) * 100 > before[of] * maxLoss) {
+      const percent = Math.round((1000 * (before[of] - after[of])) / before[of]) / 10;
+      throw new Error(
+        `Nothing was refreshed, because ${getViewName(view)} would have ${after[of]} ${of} instead of ${before[of]}, a loss of ${percent} %. Check that the input tables are complete. If they are, allow the loss with --max-loss 100%, which is ${maxLoss}% now.`,
+      );
+    }
+  }
 }
 
 interface Changes {
@@ -443,111 +531,69 @@ async function changesInTransaction(tx: Session, view: number): Promise<Changes>
   return changes;
 }
 
-interface Contents {
-  rows: number;
-  fingerprint: string;
-}
-
-/**
- * How many rows a view has, and a fingerprint of them: the sum of the ids of the
- * transactions that wrote them, which is another one after every change.
- */
-async function contentsOf(tx: Session, view: PgMaterializedView): Promise<Contents> {
-  const [contents] = (await tx
-    .select({
-      rows: sql`count(*)`.mapWith(Number),
-      fingerprint: sql<string>`coalesce(sum(xmin::text::bigint), 0)::text`,
-    })
-    .from(view)) as [Contents];
-  return contents;
-}
-
-/**
- * Removes the row versions that a refresh has deleted, so that the view does not
- * grow from night to night. Returns a warning if that was not possible. Readers
- * do not wait: the one lock that would keep them out is for giving space at the
- * end of the file back to the system (TRUNCATE).
- * https://www.postgresql.org/docs/16/sql-vacuum.html
- */
-async function vacuum(session: Session, view: string, signal?: AbortSignal): Promise<string[]> {
-  const statement = `vacuum (analyze, truncate false, skip_locked) "public"."${view}"`;
-  const lastVacuum = async () => {
-    const at = sql<string | null>`pg_stat_get_last_vacuum_time(${relationOf(view)})::text`;
-    const [last] = await pinned(session, (tx) => tx.select({ at }).from(once));
-    return last?.at;
-  };
-  const cancel = () =>
-    pinned(session, (tx) =>
-      tx
-        .select({ cancelled: sql`pg_cancel_backend(pid)` })
-        .from(sql`pg_stat_activity`)
-        .where(sql`usename = current_user and state = 'active' and query = ${statement}`),
-    );
-  try {
-    const before = await lastVacuum();
-    await cancellable(() => session.execute(sql.raw(statement)), cancel, signal);
-    if ((await lastVacuum()) !== before) {
-      return [];
-    }
-    return [`${view} was refreshed, but not vacuumed: another session has locked it.`];
-  } catch (error) {
-    const { message } = causeOf(error);
-    return [`${view} was refreshed, but not vacuumed: ${message}.`];
-  }
-}
-
-/**
- * Does work until it is done or the signal is aborted, which cancels on the
- * server what the work waits for. Throws the signal's reason then.
- */
-async function cancellable<Result>(
-  work: () => Promise<Result>,
-  cancel: () => PromiseLike<unknown>,
-  signal: AbortSignal | undefined,
-): Promise<Result> {
-  signal?.throwIfAborted();
-  // Where the server cannot be asked to, the work ends by itself.
-  const onAbort = () => cancel().then(undefined, () => {});
-  signal?.addEventListener('abort', onAbort);
-  try {
-    return await work();
-  } catch (error) {
-    signal?.throwIfAborted();
-    throw error;
-  } finally {
-    signal?.removeEventListener('abort', onAbort);
-  }
-}
-
-/** What the driver has thrown, which Drizzle puts behind the statement that failed. */
-const causeOf = (error: unknown): Error & { code?: string } =>
-  error instanceof DrizzleQueryError && error.cause ? error.cause : (error as Error);
-
-/** Says which view's refresh a timeout has ended, and which sessions were in its way. */
-async function explainTimeout(
+/** Says of which view the refresh has failed, and what to do, where Postgres alone would not. */
+async function explainFailure(
   session: Session,
   error: unknown,
-  view: string | undefined,
+  view: CatalogedView | undefined,
   { lockTimeout, statementTimeout }: Bounds,
 ): Promise<unknown> {
-  const { code, message } = causeOf(error);
-  if (view === undefined || (code !== LOCK_NOT_AVAILABLE && code !== QUERY_CANCELED)) {
+  const cause = causeOf(error);
+  if (view === undefined) {
     return error;
   }
-  if (code === QUERY_CANCELED) {
-    const timeout = `The statement timeout was ${statementTimeout}.`;
-    return new Error(`${view} was not refreshed: ${message}. ${timeout}`, { cause: error });
+  const ask = <Answer>(question: (tx: Session) => PromiseLike<Answer>) =>
+    pinned(session, statementTimeout, question);
+  if (cause.code === QUERY_CANCELED) {
+    return new Error(
+      `${view.name} was not refreshed: ${cause.message}. The statement timeout was ${statementTimeout}.`,
+      { cause },
+    );
   }
-  const holders = await pinned(session, (tx) =>
-    lockHoldersInTheWay(tx, view, getTableName(viewRefreshes)),
-  );
-  const holding = holders.join(', ') || 'the session that held it has ended since';
-  return new Error(
-    `${view} was not refreshed, for want of a lock within ${lockTimeout}: ${holding}.`,
-    {
-      cause: error,
-    },
-  );
+  if (cause.code === LOCK_NOT_AVAILABLE) {
+    const holders = await ask((tx) =>
+      lockHoldersInTheWay(tx, view.name, getTableName(viewRefreshes)),
+    );
+    const holding = holders.join(', ') || 'the session that held it has ended since';
+    return new Error(
+      `${view.name} was not refreshed, for want of a lock within ${lockTimeout}: ${holding}.`,
+      { cause },
+    );
+  }
+  if (cause.code === INVALID_PARAMETER_VALUE) {
+    const zones = await ask(branchesOfUnknownZones).catch(() => []);
+    return zones.length === 0 ? error : new Error(describeZones(zones), { cause });
+  }
+  if (cause.code === INSUFFICIENT_PRIVILEGE) {
+    const secured = await ask((tx) => tablesWithPolicies(tx, view));
+    const reason =
+      secured.length > 0
+        ? `row-level security may keep rows of ${secured.join(' and ')} from ${view.owner}, who owns the view. A refresh takes all rows or none. Exempt that role: "alter role ${view.owner} bypassrls", or "alter table … no force row level security" where it owns the table.`
+        : `${cause.message}. Postgres computes a view with the privileges of its owner: grant them to ${view.owner}.`;
+    return new Error(`${view.name} was not refreshed, because ${reason}`, { cause });
+  }
+  return error;
+}
+
+function describeZones(unknown: Awaited<ReturnType<typeof branchesOfUnknownZones>>): string {
+  const zones = unknown.map(({ zone, branches, some }) => {
+    const others = branches > some.length ? ` and ${branches - some.length} more` : '';
+    return `${zone} (branch ${some.join(', ')}${others})`;
+  });
+  return `Nothing was refreshed, because the server does not know the time zones of some branches any more: ${zones.join('; ')}. Either write the current name of each zone to dim_branch.timezone_id, such as America/New_York for US/Eastern, or install the legacy names on the server: the package tzdata-legacy on Debian and Ubuntu.`;
+}
+
+/** Which tables that a view reads have row-level security. */
+async function tablesWithPolicies(tx: Session, { inputs }: CatalogedView): Promise<string[]> {
+  const oids = JSON.stringify(inputs.map(({ oid }) => oid));
+  const tables = await tx
+    .select({ name: sql<string>`relname` })
+    .from(sql`pg_class`)
+    .where(sql`relrowsecurity and oid::bigint in (
+      select oid::bigint from json_array_elements_text(${oids}::json) as inputs (oid)
+    )`)
+    .orderBy(sql`relname`);
+  return tables.map(({ name }) => name);
 }
 
 const millisecondsSince = (started: number) => Math.round(performance.now() - started);

@@ -1,30 +1,30 @@
-import { bigint, numeric, primaryKey, varchar } from 'drizzle-orm/pg-core';
+import { bigint, jsonb, varchar } from 'drizzle-orm/pg-core';
 import { instant, publicTable } from '../schema/columns.ts';
 import { readerRole, withProperties } from '../schema/properties.ts';
+import type { Basis } from './basis.ts';
 import { refreshModes } from './values.ts';
 
 /** One row per view and refresh: how fresh each view is, and what the refreshes did. */
 export const viewRefreshes = withProperties(
-  publicTable(
-    'view_refreshes',
-    {
-      view: varchar('view').notNull(),
-      startedAt: instant('started_at').notNull(),
-      finishedAt: instant('finished_at').notNull(),
-      mode: varchar('mode', { enum: refreshModes }).notNull(),
-      rows: bigint('rows', { mode: 'number' }).notNull(),
-      inserted: bigint('inserted', { mode: 'number' }).notNull(),
-      deleted: bigint('deleted', { mode: 'number' }).notNull(),
-      durationMs: bigint('duration_ms', { mode: 'number' }).notNull(),
-      packageVersion: varchar('package_version').notNull(),
-      fingerprint: numeric('fingerprint').notNull(),
-    },
-    (table) => [primaryKey({ columns: [table.view, table.startedAt] })],
-  ),
+  publicTable('view_refreshes', {
+    id: bigint('id', { mode: 'number' }).primaryKey().generatedAlwaysAsIdentity(),
+    view: varchar('view').notNull(),
+    startedAt: instant('started_at').notNull(),
+    finishedAt: instant('finished_at').notNull(),
+    mode: varchar('mode', { enum: refreshModes }).notNull(),
+    rows: bigint('rows', { mode: 'number' }).notNull(),
+    inserted: bigint('inserted', { mode: 'number' }).notNull(),
+    deleted: bigint('deleted', { mode: 'number' }).notNull(),
+    durationMs: bigint('duration_ms', { mode: 'number' }).notNull(),
+    packageVersion: varchar('package_version').notNull(),
+    server: varchar('server').notNull(),
+    basis: jsonb('basis').$type<Basis>(),
+  }),
   {
     comment:
-      'One row per view and refresh, written in the transaction of the refresh: how fresh each view is, and what the refreshes did. A refresh reads the latest row of each view; older ones may be deleted.',
+      'One row per view and refresh, written in the transaction of the refresh: how fresh each view is, and what the refreshes did. The latest row of a view is the one with the highest id among those of this server. A refresh reads that one; older ones may be deleted.',
     columns: {
+      id: 'Number of the row. A later refresh has a higher one.',
       view: 'Name of the view.',
       startedAt:
         'Instant at which the refresh began, the same for all views of one refresh. The view holds all that was committed by then.',
@@ -36,8 +36,10 @@ export const viewRefreshes = withProperties(
       deleted: 'Rows that the refresh deleted.',
       durationMs: 'How long the refresh of this view took, in milliseconds.',
       packageVersion: 'Version of lead-conversions that refreshed the view.',
-      fingerprint:
-        'Sum of the ids of the transactions that wrote the rows of the view (xmin). Tells the next refresh whether anybody has changed the view since.',
+      server:
+        'Server that the refresh ran on: system_identifier of pg_control_system(). Rows of another one have come here with a copy of the data, and say nothing of the views here.',
+      basis:
+        'What the refresh saw of the view and of all that it reads, by which the next one knows whether they are unchanged. NULL where it could not see all of it: the next one recomputes the view.',
     },
     grants: { [readerRole]: { select: 'all' } },
   },

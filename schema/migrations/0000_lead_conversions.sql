@@ -11,8 +11,15 @@ BEGIN
 	IF to_regclass('drizzle.lead_conversions_migrations') IS NULL THEN
 		RAISE EXCEPTION 'The migrations of lead-conversions are recorded in drizzle.lead_conversions_migrations, apart from those of other apps. Migrate with migrationsTable: ''lead_conversions_migrations''.';
 	END IF;
+	IF EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'drizzle.lead_conversions_migrations'::regclass) THEN
+		RAISE EXCEPTION 'Somebody has put a trigger on drizzle.lead_conversions_migrations. Nothing is migrated while it is there.';
+	END IF;
 	IF to_regclass('public.dim_branch') IS NOT NULL THEN
-		RAISE EXCEPTION 'This database was migrated by an earlier, unreleased version. Create a new database and load it again.';
+		IF EXISTS (SELECT FROM drizzle.lead_conversions_migrations) THEN
+			RAISE EXCEPTION 'This database is migrated already, as drizzle.lead_conversions_migrations says: by another deploy at this moment, or by an earlier baseline, which needs a new database. Migrate with the schema drizzle and migrationsTable: ''lead_conversions_migrations''.';
+		END IF;
+		RAISE EXCEPTION 'This database was migrated by an earlier, unreleased version. Create a new database and load it again.'
+			USING HINT = 'If public.dim_branch is a table of your own, lead-conversions needs a database without one.';
 	END IF;
 END
 $$;--> statement-breakpoint
@@ -116,9 +123,11 @@ COMMENT ON CONSTRAINT "fct_membership_purchases_membership_purchased_at_check" O
 COMMENT ON INDEX "public"."fct_membership_purchases_first" IS 'The purchases of a user in the order in which the first is found, which is read from the index alone.';--> statement-breakpoint
 
 -- One row per view and refresh, written in the transaction of the refresh: how
--- fresh each view is, and what the refreshes did. A refresh reads the latest
--- row of each view; older ones may be deleted.
+-- fresh each view is, and what the refreshes did. The latest row of a view is
+-- the one with the highest id among those of this server. A refresh reads that
+-- one; older ones may be deleted.
 CREATE TABLE "public"."view_refreshes" (
+	"id" bigint PRIMARY KEY GENERATED ALWAYS AS IDENTITY (sequence name "public"."view_refreshes_id_seq" INCREMENT BY 1 MINVALUE 1 MAXVALUE 9223372036854775807 START WITH 1 CACHE 1),
 	"view" varchar NOT NULL,
 	"started_at" timestamp with time zone NOT NULL,
 	"finished_at" timestamp with time zone NOT NULL,
@@ -128,10 +137,11 @@ CREATE TABLE "public"."view_refreshes" (
 	"deleted" bigint NOT NULL,
 	"duration_ms" bigint NOT NULL,
 	"package_version" varchar NOT NULL,
-	"fingerprint" numeric NOT NULL,
-	CONSTRAINT "view_refreshes_view_started_at_pk" PRIMARY KEY("view","started_at")
+	"server" varchar NOT NULL,
+	"basis" jsonb
 );--> statement-breakpoint
-COMMENT ON TABLE "public"."view_refreshes" IS 'One row per view and refresh, written in the transaction of the refresh: how fresh each view is, and what the refreshes did. A refresh reads the latest row of each view; older ones may be deleted.';--> statement-breakpoint
+COMMENT ON TABLE "public"."view_refreshes" IS 'One row per view and refresh, written in the transaction of the refresh: how fresh each view is, and what the refreshes did. The latest row of a view is the one with the highest id among those of this server. A refresh reads that one; older ones may be deleted.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."view_refreshes"."id" IS 'Number of the row. A later refresh has a higher one.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."view_refreshes"."view" IS 'Name of the view.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."view_refreshes"."started_at" IS 'Instant at which the refresh began, the same for all views of one refresh. The view holds all that was committed by then.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."view_refreshes"."finished_at" IS 'Instant at which the view was up to date. Readers saw it with the commit, once all views were.';--> statement-breakpoint
@@ -141,7 +151,12 @@ COMMENT ON COLUMN "public"."view_refreshes"."inserted" IS 'Rows that the refresh
 COMMENT ON COLUMN "public"."view_refreshes"."deleted" IS 'Rows that the refresh deleted.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."view_refreshes"."duration_ms" IS 'How long the refresh of this view took, in milliseconds.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."view_refreshes"."package_version" IS 'Version of lead-conversions that refreshed the view.';--> statement-breakpoint
-COMMENT ON COLUMN "public"."view_refreshes"."fingerprint" IS 'Sum of the ids of the transactions that wrote the rows of the view (xmin). Tells the next refresh whether anybody has changed the view since.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."view_refreshes"."server" IS 'Server that the refresh ran on: system_identifier of pg_control_system(). Rows of another one have come here with a copy of the data, and say nothing of the views here.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."view_refreshes"."basis" IS 'What the refresh saw of the view and of all that it reads, by which the next one knows whether they are unchanged. NULL where it could not see all of it: the next one recomputes the view.';--> statement-breakpoint
+
+-- Where row-level security would keep rows from the owner of a view, REFRESH
+-- then fails, rather than fill the view with what is left.
+SET LOCAL row_security TO off;--> statement-breakpoint
 
 -- One row per user, leads included: the first membership, the first credit
 -- pack, and as client_conversion_... whichever of the two came first. Local
@@ -305,8 +320,9 @@ user_first_purchases as (
 
 )
 
--- One row per user: the columns of figure 1.4.1. Those that begin with
--- client_conversion_ repeat the first purchase of the kind that came first.
+-- One row per user: the columns of figure 1.4.1 of the requirements. Those that
+-- begin with client_conversion_ repeat the first purchase of the kind that came
+-- first.
 select
     user_id,
     branch_id,
@@ -372,9 +388,9 @@ ANALYZE "public"."fct_client_conversion_events";--> statement-breakpoint
 CREATE MATERIALIZED VIEW "public"."fct_lead_conversions" AS (
 with
 
--- One row per filter that report users can choose. The list is product's: what
--- a gym may count as a conversion. A new filter is a new line here, saying
--- which kinds of purchase it considers.
+-- One row per filter that report users can choose: what a gym may count as a
+-- conversion. Product owns this list. A new filter is a new line here, which
+-- says which kinds of purchase it considers.
 conversion_filters (
     client_conversion_event_filter,
     considers_memberships,
@@ -428,8 +444,9 @@ filtered_conversions as (
 
 )
 
--- One row per user and filter: the columns of figure 1.4.2. A user who bought
--- only what the filter leaves out is a LEAD under it, with no conversion.
+-- One row per user and filter: the columns of figure 1.4.2 of the requirements.
+-- A user who bought only what the filter leaves out is a LEAD under it, with no
+-- conversion.
 --
 -- The rows come in the order of their bytes, column by column: what is between
 -- user_id and lead_status is the same in all rows of a user, a CLIENT comes
@@ -486,8 +503,8 @@ COMMENT ON INDEX "public"."fct_lead_conversions_branch_id_local_user_created_at_
 COMMENT ON INDEX "public"."fct_lead_conversions_user_id_client_conversion_event_filter_key" IS 'One row per user_id and client_conversion_event_filter. REFRESH MATERIALIZED VIEW CONCURRENTLY needs it.';--> statement-breakpoint
 ANALYZE "public"."fct_lead_conversions";--> statement-breakpoint
 
--- Roles belong to the whole server, so that another database may have made this
--- one before, or be making it at this moment.
+-- Roles belong to the whole server, so another database may have made this one
+-- before, or be making it at this moment.
 DO $$
 BEGIN
 	IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'lead_conversions_reader') THEN
@@ -549,6 +566,7 @@ BEGIN
 		SELECT format('SCHEMA %I', nspname), grantee
 		FROM pg_namespace, aclexplode(nspacl)
 		WHERE nspname = 'drizzle'
+			AND nspowner = current_user::regrole
 			AND grantee <> nspowner
 			AND NOT EXISTS (
 				SELECT FROM pg_class
@@ -556,7 +574,7 @@ BEGIN
 			)
 	LOOP
 		EXECUTE format(
-			'REVOKE ALL ON %s FROM %s',
+			'REVOKE ALL ON %s FROM %s CASCADE',
 			granted.object,
 			CASE granted.grantee WHEN 0 THEN 'PUBLIC' ELSE granted.grantee::regrole::text END
 		);
@@ -564,6 +582,14 @@ BEGIN
 END
 $$;--> statement-breakpoint
 GRANT USAGE ON SCHEMA "public" TO "lead_conversions_reader";--> statement-breakpoint
+DO $$
+BEGIN
+	IF NOT has_schema_privilege('lead_conversions_reader', 'public', 'USAGE') THEN
+		RAISE EXCEPTION 'The role % may not grant the use of the schema public. Have its owner run "grant usage on schema public to lead_conversions_reader", then migrate again.', current_user
+			USING ERRCODE = 'insufficient_privilege';
+	END IF;
+END
+$$;--> statement-breakpoint
 GRANT SELECT ("branch_id", "city", "country", "name", "timezone_id") ON "public"."dim_branch" TO "lead_conversions_reader";--> statement-breakpoint
 GRANT SELECT ON "public"."view_refreshes" TO "lead_conversions_reader";--> statement-breakpoint
 GRANT SELECT ON "public"."fct_client_conversion_events" TO "lead_conversions_reader";--> statement-breakpoint

@@ -69,9 +69,11 @@ export async function completeMigration(
         'What is new is filled while the old can still be read, and takes its place at the end. No refresh runs meanwhile: this waits up to five minutes for one that does, and then names it.',
       );
     }
+    const sequencesBefore = await sequences(db);
     for (const statement of statements.filter((it) => !isOfView(it) && !isLast(it))) {
       await add(statement);
     }
+    const newSequences = (await sequences(db)).filter((it) => !sequencesBefore.includes(it));
     const standing = declared.filter(({ name }) => !created.includes(name));
     const surplus = surplusIndexes(standing, await readRelations(db));
     for (const { name } of standing) {
@@ -83,6 +85,9 @@ export async function completeMigration(
         `CREATE SCHEMA "${scratch}";`,
         'The new views are in a schema of their own at first. REFRESH fills them, because transactions that began before see its rows too.',
       );
+    }
+    if (created.length > 0) {
+      await add(takeAllRows, takeAllRowsNote);
     }
     for (const name of created) {
       await add(creationOf(name, creations, created, place));
@@ -96,7 +101,11 @@ export async function completeMigration(
         'The new views belong to whom the old ones belong to, whoever migrates.',
       );
     }
-    const newRelations = [...newTables, ...created.map((name) => `"${place}"."${name}"`)];
+    const newRelations = [
+      ...newTables,
+      ...newSequences,
+      ...created.map((name) => `"${place}"."${name}"`),
+    ];
     if (newRelations.length > 0) {
       await add(revokeAll(newRelations), revokeNote);
     }
@@ -145,6 +154,9 @@ export async function completeBaseline(
     const { add, addCompletion, addGrants } = writerOf(db, declared, migration);
     await db.execute(firstStatement);
     await add(refuseOtherDatabases);
+    for (const statement of statements.filter((it) => !isOfView(it) && !tableOf(it))) {
+      await add(statement);
+    }
     for (const table of tables) {
       const ofTable = statements.filter((statement) => tableOf(statement) === table);
       for (const statement of ofTable) {
@@ -157,6 +169,7 @@ export async function completeBaseline(
       await addCompletion(table, 'public');
     }
     const views = viewNames();
+    await add(takeAllRows, takeAllRowsNote);
     for (const view of views) {
       await add(creationOf(view, creations, views, 'public'), noteOf(view));
       await add(`REFRESH MATERIALIZED VIEW "public"."${view}";`);
@@ -165,11 +178,12 @@ export async function completeBaseline(
     }
     await add(
       createReaderRole,
-      'Roles belong to the whole server, so that another database may have made this one before, or be making it at this moment.',
+      'Roles belong to the whole server, so another database may have made this one before, or be making it at this moment.',
     );
     const relations = [...tables, ...views].map((name) => `"public"."${name}"`);
     await add(revokeAll([...relations, records], 'drizzle'), revokeNote);
     await add(`GRANT USAGE ON SCHEMA "public" TO "${readerRole}";`);
+    await add(refuseUselessGrants);
     for (const name of [...tables, ...views]) {
       await addGrants(name, 'public');
     }
@@ -180,6 +194,11 @@ export async function completeBaseline(
     migration,
   );
 }
+
+const takeAllRows = 'SET LOCAL row_security TO off;';
+
+const takeAllRowsNote =
+  'Where row-level security would keep rows from the owner of a view, REFRESH then fails, rather than fill the view with what is left.';
 
 const viewNames = () => viewsInOrder.map((view) => getMaterializedViewConfig(view).name);
 
@@ -272,6 +291,15 @@ async function viewsReading(db: PgDatabase<PgQueryResultHKT>, names: string[]): 
       )`)
     .orderBy(sql`oid desc`);
   return views.map(({ name }) => name);
+}
+
+/** The sequences of the schema public, by name. */
+async function sequences(db: PgDatabase<PgQueryResultHKT>): Promise<string[]> {
+  const rows = await db
+    .select({ name: sql<string>`format('%I.%I', schemaname, sequencename)` })
+    .from(sql`pg_sequences`)
+    .where(sql`schemaname = 'public'`);
+  return rows.map(({ name }) => name);
 }
 
 /** What a migration does, in sentences. */
@@ -384,7 +412,8 @@ const literal = (text: string | null) =>
   text === null ? 'NULL' : `'${text.replaceAll("'", "''")}'`;
 
 /** A comment of SQL, in lines of 80 characters. */
-const comment = (text: string): string => text.replace(/(.{1,77})(?:\s+|$)/g, '-- $1\n').trimEnd();
+const comment = (text: string): string =>
+  text.replace(/(\S{78,}|.{1,77})(?:\s+|$)/g, '-- $1\n').trimEnd();
 
 /** Stops where a migration cannot be the first of its database. */
 const refuseOtherDatabases = `DO $$
@@ -392,8 +421,15 @@ BEGIN
 	IF to_regclass('${records}') IS NULL THEN
 		RAISE EXCEPTION 'The migrations of lead-conversions are recorded in ${records}, apart from those of other apps. Migrate with migrationsTable: ''${migrationsTable}''.';
 	END IF;
+	IF EXISTS (SELECT FROM pg_trigger WHERE tgrelid = '${records}'::regclass) THEN
+		RAISE EXCEPTION 'Somebody has put a trigger on ${records}. Nothing is migrated while it is there.';
+	END IF;
 	IF to_regclass('public.dim_branch') IS NOT NULL THEN
-		RAISE EXCEPTION 'This database was migrated by an earlier, unreleased version. Create a new database and load it again.';
+		IF EXISTS (SELECT FROM ${records}) THEN
+			RAISE EXCEPTION 'This database is migrated already, as ${records} says: by another deploy at this moment, or by an earlier baseline, which needs a new database. Migrate with the schema drizzle and migrationsTable: ''${migrationsTable}''.';
+		END IF;
+		RAISE EXCEPTION 'This database was migrated by an earlier, unreleased version. Create a new database and load it again.'
+			USING HINT = 'If public.dim_branch is a table of your own, lead-conversions needs a database without one.';
 	END IF;
 END
 $$;`;
@@ -413,6 +449,16 @@ EXCEPTION
 		IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '${readerRole}') THEN
 			RAISE;
 		END IF;
+END
+$$;`;
+
+/** Postgres only warns of a grant that the role may not make. */
+const refuseUselessGrants = `DO $$
+BEGIN
+	IF NOT has_schema_privilege('${readerRole}', 'public', 'USAGE') THEN
+		RAISE EXCEPTION 'The role % may not grant the use of the schema public. Have its owner run "grant usage on schema public to ${readerRole}", then migrate again.', current_user
+			USING ERRCODE = 'insufficient_privilege';
+	END IF;
 END
 $$;`;
 
@@ -456,6 +502,7 @@ BEGIN
 		SELECT format('SCHEMA %I', nspname), grantee
 		FROM pg_namespace, aclexplode(nspacl)
 		WHERE nspname = '${schema}'
+			AND nspowner = current_user::regrole
 			AND grantee <> nspowner
 			AND NOT EXISTS (
 				SELECT FROM pg_class
@@ -465,7 +512,7 @@ BEGIN
     }
 	LOOP
 		EXECUTE format(
-			'REVOKE ALL ON %s FROM %s',
+			'REVOKE ALL ON %s FROM %s${schema ? ' CASCADE' : ''}',
 			granted.object,
 			CASE granted.grantee WHEN 0 THEN 'PUBLIC' ELSE granted.grantee::regrole::text END
 		);
@@ -478,13 +525,13 @@ $$;`;
 const lockRefreshes = `DO $$
 BEGIN
 	SET LOCAL lock_timeout = '5min';
-	-- Both, as a refresh has them: somebody's VACUUM has the second alone.
-	LOCK TABLE "public"."view_refreshes" IN ACCESS SHARE MODE;
+	-- This one marks a refresh or a migration; somebody's VACUUM has the next one alone.
+	LOCK TABLE "public"."view_refreshes" IN ROW SHARE MODE;
 	LOCK TABLE "public"."view_refreshes" IN SHARE UPDATE EXCLUSIVE MODE;
 	SET LOCAL lock_timeout TO DEFAULT;
 EXCEPTION
 	WHEN lock_not_available THEN
-		RAISE EXCEPTION 'Nothing was migrated, because the lock of refreshes was not to be had within 5 minutes: %. Migrate again once that is over.', (
+		RAISE EXCEPTION 'Nothing was migrated, because the lock of refreshes could not be taken within 5 minutes: %. Migrate again once that is over.', (
 			SELECT string_agg(holder, ', ')
 			FROM (${render(
         lockHolders(
@@ -535,11 +582,8 @@ ${drops.map((drop) => `			${drop}`).join('\n')}
 			IF attempt = 100 THEN
 				RAISE EXCEPTION 'Nothing was migrated, because others were using ${names.join(' and ')} all the time. Migrate again later.'
 					USING DETAIL = (
-						SELECT format('Sessions that use them: %s. See pg_stat_activity.', string_agg(DISTINCT pid::text, ', '))
-						FROM pg_locks
-						WHERE relation IN (${names.map((name) => `'public.${name}'::regclass`).join(', ')})
-							AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-							AND pid <> pg_backend_pid()
+						SELECT format('In use by: %s.', string_agg(holder, ', '))
+						FROM (${render(lockHolders(sql.raw(`pg_locks.relation in (${names.map((name) => `'public.${name}'::regclass`).join(', ')})`)))}) AS holders
 					);
 			END IF;
 			PERFORM pg_sleep(1);

@@ -13,11 +13,12 @@ import {
   fctMembershipPurchases,
 } from '../../schema/index.ts';
 import { type Database, migrations, openDatabase, openPglite } from '../../scripts/database.ts';
+import { fctClientConversionEvents, fctLeadConversions } from '../../views/index.ts';
 import { databaseUrl } from './postgres_setup.ts';
 
 /**
- * A migrated database for the tests of one file, its input tables empty before
- * each test: an embedded one in memory, or one on the real server.
+ * A migrated database for the tests of one file, its input tables and views empty
+ * before each test: an embedded one in memory, or one on the real server.
  */
 export function useDatabase(): Database {
   const database = {} as Database;
@@ -42,6 +43,9 @@ export function useDatabase(): Database {
     await database.db.execute(
       sql`truncate ${dimBranch}, ${dimUser}, ${fctCreditPackPurchases}, ${fctMembershipPurchases}`,
     );
+    // Otherwise the first refresh would refuse to take away all that the test before has left.
+    await database.db.refreshMaterializedView(fctClientConversionEvents);
+    await database.db.refreshMaterializedView(fctLeadConversions);
   });
 
   afterAll(() => dispose());

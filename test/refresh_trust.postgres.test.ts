@@ -1,0 +1,405 @@
+import { rename } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
+import postgres from 'postgres';
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { type PostgresServer, startPostgres } from '../scripts/postgres_server.ts';
+import { type Result, run, start } from './support/commands.ts';
+import { sessionsEnded, sessionsThatWait } from './support/sessions.ts';
+
+// A wrong number never ends green: what a refresh does not take on trust.
+
+/** A server of its own, on which no other database has transactions open. */
+let server: PostgresServer;
+let admin: postgres.Sql;
+beforeAll(async () => {
+  server = await startPostgres({ max_prepared_transactions: '2', autovacuum: 'off' });
+  admin = postgres(server.url('postgres'), { max: 1, onnotice: () => {} });
+  await admin`create role owner login createrole`;
+  await admin`create role other login`;
+  await admin`create database template owner owner`;
+  await run(urlAs('owner', 'template'), 'drizzle-kit migrate');
+}, 60_000);
+afterAll(async () => {
+  await admin.end();
+  await server.remove();
+});
+
+function urlAs(role: string, database = 'gym'): string {
+  const url = new URL(server.url(database));
+  url.username = role;
+  return url.href;
+}
+
+const refresh = (...args: string[]) => run(urlAs('owner'), 'npm run refresh', args);
+
+/** How a refresh brought each view up to date. */
+async function modes(...args: string[]): Promise<string[]> {
+  const { stdout, stderr } = await refresh('--json', ...args);
+  expect(stderr).toBe('');
+  return JSON.parse(stdout).views.map(({ mode }: { mode: string }) => mode);
+}
+
+/** Sessions of the owner on a database with ten users, whose views are up to date. */
+let owner: postgres.Sql;
+/** A superuser's session on it. */
+let superuser: postgres.Sql;
+beforeEach(async () => {
+  await admin`create database gym template template owner owner`;
+  owner = postgres(urlAs('owner'), { max: 4, onnotice: () => {} });
+  superuser = postgres(server.url('gym'), { max: 1, onnotice: () => {} });
+  await owner`insert into dim_branch (branch_id) values ('b')`;
+  await owner`insert into dim_user (user_id, branch_id) select number, 'b' from generate_series(1, 10) as number`;
+  await owner`insert into fct_membership_purchases (user_id, user_membership_id) values (1, 1), (2, 1)`;
+  expect(await modes()).toEqual(['concurrently', 'concurrently']);
+  expect(await modes()).toEqual(['unchanged', 'unchanged']);
+});
+afterEach(async () => {
+  await owner.end();
+  await superuser.end();
+  await admin`drop database gym with (force)`;
+});
+
+/** What the second view shows of a user, under all filters. */
+const statusesOf = async (user: number) => {
+  const rows = await owner`
+    select lead_status from fct_lead_conversions
+    where user_id = ${user} order by client_conversion_event_filter`;
+  return rows.map(({ lead_status }) => lead_status);
+};
+const buy = (session: postgres.ISql, user: number, id = 1) =>
+  session`insert into fct_membership_purchases (user_id, user_membership_id) values (${user}, ${id})`;
+
+const lead = ['LEAD', 'LEAD', 'LEAD'];
+const client = ['CLIENT', 'CLIENT', 'LEAD'];
+
+describe('a view that somebody has refreshed from old rows is recomputed', () => {
+  test('REFRESH … CONCURRENTLY that has waited for the refresh', async () => {
+    await buy(owner, 3);
+    let night: Promise<Result> | undefined;
+    let byHand: PromiseLike<unknown> | undefined;
+    await owner.begin(async (locked) => {
+      await locked`refresh materialized view concurrently fct_lead_conversions`;
+      night = refresh('--lock-timeout', '1min');
+      await sessionsThatWait(owner);
+      byHand = owner`refresh materialized view concurrently fct_lead_conversions`.execute();
+      await sessionsThatWait(owner, 2);
+    });
+    expect(await night).toMatchObject({ code: 0 });
+    await byHand;
+    expect(await statusesOf(3)).toEqual(lead); // as before the refresh
+    expect(await modes()).toEqual(['unchanged', 'concurrently']);
+    expect(await statusesOf(3)).toEqual(client);
+  });
+
+  test.each([
+    ['with a transaction id before that of the refresh', true],
+    ['with one after it', false],
+  ])('a plain REFRESH in a REPEATABLE READ transaction, %s', async (_, isEarlier) => {
+    for (const view of ['fct_client_conversion_events', 'fct_lead_conversions']) {
+      const user = view === 'fct_lead_conversions' ? 4 : 3;
+      await owner.begin('isolation level repeatable read', async (byHand) => {
+        await byHand`select from dim_user`;
+        if (isEarlier) {
+          await byHand`select pg_current_xact_id()`;
+        }
+        await buy(owner, user);
+        expect(await refresh()).toMatchObject({ code: 0 });
+        expect(await statusesOf(user)).toEqual(client);
+        await byHand.unsafe(`refresh materialized view ${view}`);
+      });
+      expect(await modes()).toContain('concurrently');
+      expect(await statusesOf(user)).toEqual(client);
+      await refresh();
+      expect(await modes()).toEqual(['unchanged', 'unchanged']);
+    }
+  });
+});
+
+describe('the input counts as changed', () => {
+  test('after a transaction that began before the refresh and has the same number of rows', async () => {
+    await owner.begin(async (early) => {
+      await early`select pg_current_xact_id()`;
+      await owner`insert into dim_user (user_id) values ('late')`;
+      expect(await modes()).toEqual(['concurrently', 'concurrently']);
+      await early`insert into dim_user (user_id) values ('early')`;
+      await early`delete from dim_user where user_id = 'late'`;
+    });
+    expect(await modes()).toEqual(['concurrently', 'concurrently']);
+    expect(
+      await owner`select user_id from fct_lead_conversions where user_id in ('late', 'early')`,
+    ).toHaveLength(3);
+    expect(await modes()).toEqual(['unchanged', 'unchanged']);
+  });
+
+  test('if something is committed between the look at it and the REFRESH', async () => {
+    await buy(owner, 3);
+    let night: Promise<Result> | undefined;
+    await owner.begin(async (locked) => {
+      await locked`refresh materialized view concurrently fct_client_conversion_events`;
+      night = refresh('--lock-timeout', '1min');
+      await sessionsThatWait(owner);
+      await buy(owner, 4);
+    });
+    expect(await night).toMatchObject({ code: 0, stderr: '' });
+    expect((await modes())[0]).toBe('concurrently');
+    expect(await statusesOf(4)).toEqual(client);
+  });
+
+  test('if its table has children, whose rows Postgres counts with it', async () => {
+    await owner`create table newcomers () inherits (dim_user)`;
+    expect(await modes()).toEqual(['concurrently', 'unchanged']);
+    expect(await modes()).toEqual(['concurrently', 'unchanged']);
+  });
+});
+
+test('the rows of a view that was replaced are counted, not copied from the history', async () => {
+  await owner`drop materialized view fct_lead_conversions`;
+  await owner`
+    create materialized view fct_lead_conversions as
+    select user_id, 'ALL'::varchar as filter from fct_client_conversion_events`;
+  await owner`create unique index on fct_lead_conversions (user_id)`;
+  expect(await refresh()).toMatchObject({
+    code: 0,
+    stdout: expect.stringMatching(/^fct_lead_conversions: 10 rows, 0 inserted, 0 deleted, /m),
+  });
+  expect(await owner`select rows::int from view_refreshes order by id desc limit 1`).toEqual([
+    { rows: 10 },
+  ]);
+});
+
+describe('a table or view that was swapped by renaming it stops the refresh', () => {
+  test.each([
+    ['table', 'dim_user', 'fct_client_conversion_events'],
+    ['table', 'fct_membership_purchases', 'fct_client_conversion_events'],
+    ['table', 'dim_branch', 'fct_client_conversion_events'],
+    ['materialized view', 'fct_client_conversion_events', 'fct_lead_conversions'],
+  ])('%s %s', async (kind, name, view) => {
+    await owner.unsafe(`alter ${kind} ${name} rename to was_there_before`);
+    if (kind === 'table') {
+      await owner.unsafe(`create table ${name} (like was_there_before including all)`);
+    } else {
+      const [definition] = await owner`select pg_get_viewdef('was_there_before'::regclass) as text`;
+      await owner.unsafe(`create materialized view ${name} as ${definition?.text}`);
+      await owner.unsafe(`create unique index on ${name} (user_id)`);
+    }
+    expect(await refresh()).toEqual({
+      code: 1,
+      stdout: '',
+      stderr: `${view} does not read ${name}, but was_there_before. A view goes on reading the table with which it was created, also after that was renamed. Give the table that it reads the name ${name} again and load the rows into it, or create the view anew with the statements of its migration.\n`,
+    });
+    await owner.unsafe(`drop ${kind} ${name}`);
+    await owner.unsafe(`alter ${kind} was_there_before rename to ${name}`);
+    expect(await refresh()).toMatchObject({ code: 0 });
+  });
+});
+
+describe('row-level security never filters a view', () => {
+  test.each([
+    ['of the owner, whom it is forced upon', 'owner', 'force'],
+    ['of another owner', 'other', 'no force'],
+  ])('%s', async (_, tableOwner, force) => {
+    await superuser.unsafe(`
+      alter table dim_user owner to ${tableOwner};
+      grant select on dim_user to owner;
+      alter table dim_user enable row level security;
+      alter table dim_user ${force} row level security`);
+    expect(await refresh()).toEqual({
+      code: 1,
+      stdout: '',
+      stderr:
+        'fct_client_conversion_events was not refreshed, because row-level security may keep rows of dim_user from owner, who owns the view. A refresh takes all rows or none. Exempt that role: "alter role owner bypassrls", or "alter table … no force row level security" where it owns the table.\n',
+    });
+    expect(await owner`select from fct_client_conversion_events`).toHaveLength(10);
+    await superuser`alter role owner bypassrls`;
+    try {
+      expect(await refresh()).toMatchObject({ code: 0, stderr: '' });
+    } finally {
+      await superuser`alter role owner nobypassrls`;
+    }
+    expect(await owner`select from fct_client_conversion_events`).toHaveLength(10);
+  });
+});
+
+test('a loss is allowed by the environment, too', async () => {
+  await owner`truncate fct_membership_purchases`;
+  expect(await refresh()).toMatchObject({
+    code: 1,
+    stderr: expect.stringContaining('would have 0 clients instead of 2, a loss of 100 %.'),
+  });
+  expect(await statusesOf(1)).toEqual(client);
+  expect(
+    await run(urlAs('owner'), 'npm run refresh', [], { LEAD_CONVERSIONS_MAX_LOSS: '100%' }),
+  ).toMatchObject({ code: 0 });
+  expect(await statusesOf(1)).toEqual(lead);
+});
+
+test('zones that the server has forgotten are named with their branches', async () => {
+  await owner`
+    insert into dim_branch (branch_id, timezone_id)
+    select 'boston ' || number, 'US/Eastern' from generate_series(1, 7) as number`;
+  await owner`insert into dim_branch (branch_id, timezone_id) values ('perth', 'Australia/West')`;
+  expect(await refresh()).toMatchObject({ code: 0 });
+  const [setting] = await superuser`show data_directory`;
+  const zones = join(dirname(setting?.data_directory), 'share/postgresql/timezone');
+  const forgotten = ['US/Eastern', 'Australia/West'];
+  for (const zone of forgotten) {
+    await rename(join(zones, zone), join(zones, `${zone}.gone`));
+  }
+  try {
+    expect(await refresh()).toEqual({
+      code: 1,
+      stdout: '',
+      stderr:
+        'Nothing was refreshed, because the server does not know the time zones of some branches any more: Australia/West (branch perth); US/Eastern (branch boston 1, boston 2, boston 3, boston 4, boston 5 and 2 more). Either write the current name of each zone to dim_branch.timezone_id, such as America/New_York for US/Eastern, or install the legacy names on the server: the package tzdata-legacy on Debian and Ubuntu.\n',
+    });
+    await owner`update dim_branch set timezone_id = 'America/New_York' where timezone_id = 'US/Eastern'`;
+    await owner`update dim_branch set timezone_id = 'Australia/Perth' where timezone_id = 'Australia/West'`;
+    expect(await refresh()).toMatchObject({ code: 0, stderr: '' });
+  } finally {
+    for (const zone of forgotten) {
+      await rename(join(zones, `${zone}.gone`), join(zones, zone));
+    }
+  }
+});
+
+describe('dead rows that a vacuum may not remove are a warning', () => {
+  const warning = (holder: string) =>
+    expect.stringMatching(
+      new RegExp(
+        `^Warning: fct_client_conversion_events was refreshed and vacuumed, but 1 dead rows remain in it, which ${holder} might still want to read\\. The view grows with every refresh until that ends\\.\nWarning: fct_lead_conversions .* 2 dead rows `,
+      ),
+    );
+
+  test('that names the session which holds them', async () => {
+    await owner.begin('isolation level repeatable read', async (reader) => {
+      const [session] = await reader`select pg_backend_pid() as pid from dim_user`;
+      await buy(owner, 3);
+      expect(await refresh()).toMatchObject({
+        code: 0,
+        stderr: warning(`pid ${session?.pid} \\(owner, postgres\\.js\\)`),
+      });
+    });
+    await buy(owner, 4);
+    expect(await refresh()).toMatchObject({ code: 0, stderr: '' });
+  });
+
+  test('that names the prepared transaction which holds them', async () => {
+    const preparing = await owner.reserve();
+    await preparing`begin`;
+    await preparing`select pg_current_xact_id()`;
+    await preparing`prepare transaction 'forgotten'`;
+    preparing.release();
+    try {
+      await buy(owner, 3);
+      expect(await refresh()).toMatchObject({
+        code: 0,
+        stderr: warning(`the prepared transaction 'forgotten' of owner`),
+      });
+    } finally {
+      await owner`rollback prepared 'forgotten'`;
+    }
+  });
+});
+
+describe('a vacuum that takes too long', () => {
+  /** Refreshes, with a vacuum that is slow enough to be met at work. */
+  async function refreshAndVacuumSlowly(...args: string[]): Promise<Result> {
+    await owner`insert into dim_user (user_id) select number from generate_series(11, 5000) as number`;
+    let night: Promise<Result> | undefined;
+    await owner.begin(async (locked) => {
+      await locked`refresh materialized view concurrently fct_lead_conversions`;
+      night = refresh(...args);
+      await sessionsThatWait(owner);
+      // From the next statement on: REFRESH itself, which analyzes, is not slowed down.
+      await superuser`alter system set vacuum_cost_delay = '100ms'`;
+      await superuser`alter system set vacuum_cost_limit = 1`;
+      await superuser`select pg_reload_conf()`;
+    });
+    return (await night) as Result;
+  }
+  afterEach(async () => {
+    await superuser`alter system reset all`;
+    await superuser`select pg_reload_conf()`;
+  });
+
+  test('is ended by the statement timeout of the refresh', async () => {
+    const { code, stderr } = await refreshAndVacuumSlowly('--statement-timeout', '4s');
+    expect([code, stderr]).toEqual([
+      0,
+      ['fct_client_conversion_events', 'fct_lead_conversions']
+        .map(
+          (view) =>
+            `Warning: ${view} was refreshed, but not vacuumed: it took longer than the statement timeout of 4s.\n`,
+        )
+        .join(''),
+    ]);
+    await sessionsEnded(owner);
+    expect(await owner`select from fct_lead_conversions`).toHaveLength(15_000);
+  });
+
+  test('and is ended by that of the role, is told as such', async () => {
+    await admin`alter role owner set statement_timeout = '1s'`;
+    try {
+      expect(await refreshAndVacuumSlowly()).toMatchObject({
+        code: 0,
+        stderr: expect.stringMatching(
+          /^Warning: fct_client_conversion_events was refreshed, but not vacuumed: canceling statement due to statement timeout\. That is the statement_timeout of the role, the database or the server, which also holds for VACUUM: raise it with "alter role"\.\n/,
+        ),
+      });
+    } finally {
+      await admin`alter role owner reset statement_timeout`;
+    }
+  });
+});
+
+test('a lock that was not to be had is tried again', async () => {
+  await buy(owner, 3);
+  let night: Promise<Result> | undefined;
+  await owner.begin(async (locked) => {
+    await locked`refresh materialized view concurrently fct_lead_conversions`;
+    const { process, result } = start(urlAs('owner'), 'npm run refresh', [
+      ...['--json', '--lock-timeout', '200ms'],
+    ]);
+    night = result;
+    await new Promise((resolve) => process.stderr?.once('data', resolve));
+  });
+  const { code, stdout } = (await night) as Result;
+  expect(code).toBe(0);
+  expect(JSON.parse(stdout).retries[0]).toMatch(
+    /^fct_lead_conversions was not refreshed, for want of a lock within 200ms: pid /,
+  );
+  expect(await statusesOf(3)).toEqual(client);
+});
+
+describe('what is missing is said as it is:', () => {
+  test('USAGE on the schema', async () => {
+    await superuser`revoke usage on schema public from public`;
+    expect(await run(urlAs('other'), 'npm run refresh')).toEqual({
+      code: 1,
+      stdout: '',
+      stderr:
+        'The role other may not use the schema public, where the views are. Grant it usage on that schema.\n',
+    });
+  });
+
+  test('a view that was dropped', async () => {
+    await owner`drop materialized view fct_lead_conversions`;
+    expect(await refresh()).toMatchObject({
+      code: 1,
+      stderr: expect.stringMatching(
+        /^The database has no fct_lead_conversions, although it has fct_client_conversion_events: it has been dropped or renamed\./,
+      ),
+    });
+  });
+
+  test('a privilege of the owner of the view', async () => {
+    await superuser`alter materialized view fct_client_conversion_events owner to other`;
+    await superuser`alter materialized view fct_lead_conversions owner to other`;
+    expect(await run(server.url('gym'), 'npm run refresh', ['--force'])).toEqual({
+      code: 1,
+      stdout: '',
+      stderr:
+        'fct_client_conversion_events was not refreshed, because permission denied for table dim_user. Postgres computes a view with the privileges of its owner: grant them to other.\n',
+    });
+  });
+});

@@ -1,0 +1,60 @@
+import { DrizzleQueryError, sql } from 'drizzle-orm';
+import type { PgDatabase, PgQueryResultHKT, PgTransactionConfig } from 'drizzle-orm/pg-core';
+import { pinSearchPath } from '../schema/columns.ts';
+
+export type Session = PgDatabase<PgQueryResultHKT>;
+
+/** https://www.postgresql.org/docs/16/errcodes-appendix.html */
+export const INVALID_PARAMETER_VALUE = '22023';
+export const INSUFFICIENT_PRIVILEGE = '42501';
+export const LOCK_NOT_AVAILABLE = '55P03';
+export const QUERY_CANCELED = '57014';
+
+/** What to select from, to have values computed once. */
+export const once = sql`(values (1)) as once`;
+
+/**
+ * Works in a transaction in which no name means what others have created under
+ * it, and no statement takes longer than the timeout. Both are set for the
+ * transaction alone, since its connection may belong to a pool.
+ */
+export const pinned = <Result>(
+  session: Session,
+  statementTimeout: string,
+  work: (tx: Session) => PromiseLike<Result>,
+  config?: PgTransactionConfig,
+): Promise<Result> =>
+  session.transaction(async (tx) => {
+    await tx.execute(pinSearchPath);
+    await tx
+      .select({ timeout: sql`set_config('statement_timeout', ${statementTimeout}, true)` })
+      .from(once);
+    return await work(tx);
+  }, config);
+
+/**
+ * Does work until it is done or the signal is aborted, which cancels on the
+ * server what the work waits for. Throws the signal's reason then.
+ */
+export async function cancellable<Result>(
+  work: () => Promise<Result>,
+  cancel: () => PromiseLike<unknown>,
+  signal: AbortSignal | undefined,
+): Promise<Result> {
+  signal?.throwIfAborted();
+  // Where the server cannot be asked to, the work ends by itself.
+  const onAbort = () => cancel().then(undefined, () => {});
+  signal?.addEventListener('abort', onAbort);
+  try {
+    return await work();
+  } catch (error) {
+    signal?.throwIfAborted();
+    throw error;
+  } finally {
+    signal?.removeEventListener('abort', onAbort);
+  }
+}
+
+/** What the driver has thrown, which Drizzle puts behind the statement that failed. */
+export const causeOf = (error: unknown): Error & { code?: string } =>
+  error instanceof DrizzleQueryError && error.cause ? error.cause : (error as Error);

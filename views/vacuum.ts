@@ -1,0 +1,113 @@
+import { sql } from 'drizzle-orm';
+import { relationOf } from './catalog.ts';
+import { cancellable, causeOf, once, pinned, QUERY_CANCELED, type Session } from './session.ts';
+
+export interface VacuumBounds {
+  /** In Postgres' own notation, for looking around. */
+  statementTimeout: string;
+  /** The same in milliseconds, for the vacuum itself. 0 sets no limit. */
+  statementTimeoutMs: number;
+  signal?: AbortSignal | undefined;
+}
+
+/**
+ * Removes the row versions that a refresh has deleted, so that the view does not
+ * grow from night to night. Returns a warning if that was not possible. Readers
+ * do not wait: the one lock that would keep them out is for giving space at the
+ * end of the file back to the system (TRUNCATE).
+ * https://www.postgresql.org/docs/16/sql-vacuum.html
+ *
+ * VACUUM runs in no transaction, so that no statement timeout can be set for it
+ * alone: it is cancelled from another connection.
+ */
+export async function vacuum(
+  session: Session,
+  view: string,
+  refreshedBy: string,
+  { statementTimeout, statementTimeoutMs, signal }: VacuumBounds,
+): Promise<string[]> {
+  const statement = `vacuum (analyze, truncate false, skip_locked) "public"."${view}"`;
+  const look = () =>
+    pinned(session, statementTimeout, async (tx) => {
+      const [state] = await tx
+        .select({
+          vacuumedAt: sql<string | null>`pg_stat_get_last_vacuum_time(${relationOf(view)})::text`,
+          deadRows: sql`pg_stat_get_dead_tuples(${relationOf(view)})`.mapWith(Number),
+        })
+        .from(once);
+      return { ...state, holders: state?.deadRows ? await horizonHolders(tx, refreshedBy) : [] };
+    });
+  const cancel = () =>
+    pinned(session, statementTimeout, (tx) =>
+      tx
+        .select({ cancelled: sql`pg_cancel_backend(pid)` })
+        .from(sql`pg_stat_activity`)
+        .where(sql`
+          datname = current_database()
+          and usename = current_user
+          and state = 'active'
+          and query = ${statement}`),
+    );
+  const tooLong = new Error(`it took longer than the statement timeout of ${statementTimeout}`);
+  const overdue = new AbortController();
+  const timer =
+    statementTimeoutMs > 0
+      ? setTimeout(() => overdue.abort(tooLong), statementTimeoutMs)
+      : undefined;
+  try {
+    const before = await look();
+    const stop = AbortSignal.any([overdue.signal, ...(signal ? [signal] : [])]);
+    await cancellable(() => session.execute(sql.raw(statement)), cancel, stop);
+    const after = await look();
+    if (after.vacuumedAt === before.vacuumedAt) {
+      return [`${view} was refreshed, but not vacuumed: another session has locked it.`];
+    }
+    if (after.deadRows) {
+      const holders = after.holders.join(', ') || 'a session that has ended since';
+      return [
+        `${view} was refreshed and vacuumed, but ${after.deadRows} dead rows remain in it, which ${holders} might still want to read. The view grows with every refresh until that ends.`,
+      ];
+    }
+    return [];
+  } catch (error) {
+    const { code, message } = causeOf(error);
+    const advice =
+      code === QUERY_CANCELED
+        ? ' That is the statement_timeout of the role, the database or the server, which also holds for VACUUM: raise it with "alter role".'
+        : '';
+    return [`${view} was refreshed, but not vacuumed: ${message}.${advice}`];
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+/**
+ * Who keeps a vacuum from removing the rows that a transaction has deleted, in
+ * words: whoever may still see them, because it began before that ended.
+ * https://www.postgresql.org/docs/16/routine-vacuuming.html#VACUUM-FOR-SPACE-RECOVERY
+ */
+async function horizonHolders(tx: Session, transaction: string): Promise<string[]> {
+  const age = sql`age((${transaction}::text::xid8)::xid)`;
+  const holders = await tx.select({ holder: sql<string>`holder` }).from(sql`(
+    select format(
+      'pid %s (%s)', pid, concat_ws(', ', usename, nullif(application_name, ''))
+    ) as holder
+    from pg_stat_activity
+    where datname = current_database()
+      and pid <> pg_backend_pid()
+      and greatest(age(backend_xmin), age(backend_xid)) >= ${age}
+    union all
+    select format('the prepared transaction %L of %s', gid, owner)
+    from pg_prepared_xacts
+    where database = current_database() and age(transaction) >= ${age}
+    union all
+    select format('the replication slot %s', slot_name)
+    from pg_replication_slots
+    where age(xmin) >= ${age}
+    union all
+    select format('the standby %s', coalesce(nullif(application_name, ''), client_addr::text))
+    from pg_stat_replication
+    where age(backend_xmin) >= ${age}
+  ) as holders`);
+  return holders.map(({ holder }) => holder);
+}
