@@ -1,6 +1,6 @@
 import { type SQL, sql } from 'drizzle-orm';
 import * as pgCore from 'drizzle-orm/pg-core';
-import { type AnyPgColumn, customType, timestamp } from 'drizzle-orm/pg-core';
+import { type AnyPgColumn, customType, timestamp, varchar } from 'drizzle-orm/pg-core';
 
 const { pgTableWithSchema, pgMaterializedViewWithSchema } = pgCore as unknown as Record<
   'pgTableWithSchema' | 'pgMaterializedViewWithSchema',
@@ -80,3 +80,28 @@ export const isObjectOrNull = (column: AnyPgColumn): SQL =>
 
 /** What that condition demands. */
 export const objectOrNullRule = 'must be a JSON object, or JSON null';
+
+/**
+ * What purchase details say under a key, as a column that Postgres keeps: NULL
+ * where there are no details, the key is missing, or its value is null.
+ * https://www.postgresql.org/docs/16/ddl-generated-columns.html
+ */
+export const detail = (name: string, details: string, key: 'name' | 'source') =>
+  varchar(name).generatedAlwaysAs(sql.raw(`${details} ->> '${key}'`));
+
+/**
+ * The condition that an identifier is short: an index row holds 2,704 bytes, and
+ * two identifiers, a name and a source are in one.
+ * https://www.postgresql.org/docs/16/btree-implementation.html
+ */
+export const isShort = (column: AnyPgColumn): SQL => sql`octet_length(${column}) <= 255`;
+
+/** What that condition demands. */
+export const shortRule = 'must be at most 255 bytes long';
+
+/** The condition that the name and the source in purchase details fit into an index row. */
+export const hasShortDetails = (details: AnyPgColumn): SQL =>
+  sql`octet_length(${details} ->> 'name') <= 1000 and octet_length(${details} ->> 'source') <= 1000`;
+
+/** What that condition demands. */
+export const shortDetailsRule = 'must have a name and a source of at most 1,000 bytes each';

@@ -1,6 +1,14 @@
 import { sql } from 'drizzle-orm';
 import { check, varchar } from 'drizzle-orm/pg-core';
-import { calendarRangeRule, identifier, inCalendarRange, instant, publicTable } from './columns.ts';
+import {
+  calendarRangeRule,
+  identifier,
+  inCalendarRange,
+  instant,
+  isShort,
+  publicTable,
+  shortRule,
+} from './columns.ts';
 import { readerRole, withProperties } from './properties.ts';
 
 /** The shapes of IANA time zone names, without regard to case. */
@@ -42,6 +50,7 @@ export const dimBranch = withProperties(
         sql`${table.timezoneId} is null or ${table.timezoneId} ~* ${sql.raw(`'^(${ianaNames.join('|')})$'`)} and timezone(${table.timezoneId}, to_timestamp(0)) is not null`,
       ),
       check('dim_branch_created_at_check', inCalendarRange(table.createdAt)),
+      check('dim_branch_branch_id_check', isShort(table.branchId)),
     ],
   ),
   {
@@ -60,6 +69,7 @@ export const dimBranch = withProperties(
       dim_branch_timezone_id_check:
         'must be an IANA time zone name that Postgres knows, such as Europe/Dublin, not an abbreviation (CET) or an offset (FOO+3)',
       dim_branch_created_at_check: calendarRangeRule,
+      dim_branch_branch_id_check: shortRule,
     },
     // For reports to name a branch, but without its e-mail address.
     grants: {

@@ -1,5 +1,13 @@
 import { check, varchar } from 'drizzle-orm/pg-core';
-import { calendarRangeRule, identifier, inCalendarRange, instant, publicTable } from './columns.ts';
+import {
+  calendarRangeRule,
+  identifier,
+  inCalendarRange,
+  instant,
+  isShort,
+  publicTable,
+  shortRule,
+} from './columns.ts';
 import { dimBranch } from './dim_branch.ts';
 import { withProperties } from './properties.ts';
 
@@ -14,7 +22,11 @@ export const dimUser = withProperties(
       email: varchar('email'),
       createdAt: instant('created_at'),
     },
-    (table) => [check('dim_user_created_at_check', inCalendarRange(table.createdAt))],
+    (table) => [
+      check('dim_user_created_at_check', inCalendarRange(table.createdAt)),
+      check('dim_user_user_id_check', isShort(table.userId)),
+      check('dim_user_branch_id_check', isShort(table.branchId)),
+    ],
   ),
   {
     comment:
@@ -27,7 +39,11 @@ export const dimUser = withProperties(
       email: 'E-mail address of the user.',
       createdAt: 'Instant at which the user was created.',
     },
-    checks: { dim_user_created_at_check: calendarRangeRule },
+    checks: {
+      dim_user_created_at_check: calendarRangeRule,
+      dim_user_user_id_check: shortRule,
+      dim_user_branch_id_check: shortRule,
+    },
   },
 );
 

@@ -1,13 +1,18 @@
 import { check, index, jsonb, primaryKey } from 'drizzle-orm/pg-core';
 import {
   calendarRangeRule,
+  detail,
+  hasShortDetails,
   identifier,
   inCalendarRange,
   instant,
   isObjectOrNull,
+  isShort,
   objectOrNullRule,
   type PurchaseDetails,
   publicTable,
+  shortDetailsRule,
+  shortRule,
 } from './columns.ts';
 import { dimBranch } from './dim_branch.ts';
 import { dimUser } from './dim_user.ts';
@@ -26,6 +31,8 @@ export const fctCreditPackPurchases = withProperties(
       creditPackPurchasedAt: instant('credit_pack_purchased_at'),
       createdAt: instant('created_at'),
       creditPackPurchaseDetails: jsonb('credit_pack_purchase_details').$type<PurchaseDetails>(),
+      creditPackName: detail('credit_pack_name', 'credit_pack_purchase_details', 'name'),
+      creditPackSource: detail('credit_pack_source', 'credit_pack_purchase_details', 'source'),
     },
     (table) => [
       primaryKey({ columns: [table.userId, table.creditPackId] }),
@@ -33,6 +40,8 @@ export const fctCreditPackPurchases = withProperties(
         table.userId,
         table.creditPackPurchasedAt,
         table.creditPackId,
+        table.creditPackName,
+        table.creditPackSource,
       ),
       check(
         'fct_credit_pack_purchases_credit_pack_purchased_at_check',
@@ -43,6 +52,13 @@ export const fctCreditPackPurchases = withProperties(
         'fct_credit_pack_purchases_credit_pack_purchase_details_check',
         isObjectOrNull(table.creditPackPurchaseDetails),
       ),
+      check(
+        'fct_credit_pack_purchases_details_check',
+        hasShortDetails(table.creditPackPurchaseDetails),
+      ),
+      check('fct_credit_pack_purchases_user_id_check', isShort(table.userId)),
+      check('fct_credit_pack_purchases_branch_id_check', isShort(table.branchId)),
+      check('fct_credit_pack_purchases_credit_pack_id_check', isShort(table.creditPackId)),
     ],
   ),
   {
@@ -56,15 +72,23 @@ export const fctCreditPackPurchases = withProperties(
       createdAt: 'Instant at which the credit pack was created.',
       creditPackPurchaseDetails:
         'What upstream says of the purchase, a JSON object: name of the credit pack, and source of the purchase.',
+      creditPackName:
+        'Name of the credit pack. Derived: the key name of credit_pack_purchase_details, which is what is written.',
+      creditPackSource:
+        'Source of the purchase. Derived: the key source of credit_pack_purchase_details, which is what is written.',
     },
     checks: {
       fct_credit_pack_purchases_credit_pack_purchased_at_check: calendarRangeRule,
       fct_credit_pack_purchases_created_at_check: calendarRangeRule,
       fct_credit_pack_purchases_credit_pack_purchase_details_check: objectOrNullRule,
+      fct_credit_pack_purchases_details_check: shortDetailsRule,
+      fct_credit_pack_purchases_user_id_check: shortRule,
+      fct_credit_pack_purchases_branch_id_check: shortRule,
+      fct_credit_pack_purchases_credit_pack_id_check: shortRule,
     },
     indexes: {
       fct_credit_pack_purchases_first:
-        'The purchases of a user in the order in which the first is found, which is read from the index alone.',
+        'The purchases of a user in the order in which the first is found, with all that the reports show of it, so that the first one is read from the index alone.',
     },
   },
 );

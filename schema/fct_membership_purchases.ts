@@ -1,13 +1,18 @@
 import { check, index, jsonb, primaryKey } from 'drizzle-orm/pg-core';
 import {
   calendarRangeRule,
+  detail,
+  hasShortDetails,
   identifier,
   inCalendarRange,
   instant,
   isObjectOrNull,
+  isShort,
   objectOrNullRule,
   type PurchaseDetails,
   publicTable,
+  shortDetailsRule,
+  shortRule,
 } from './columns.ts';
 import { dimBranch } from './dim_branch.ts';
 import { dimUser } from './dim_user.ts';
@@ -26,6 +31,8 @@ export const fctMembershipPurchases = withProperties(
       membershipPurchasedAt: instant('membership_purchased_at'),
       createdAt: instant('created_at'),
       membershipPurchaseDetails: jsonb('membership_purchase_details').$type<PurchaseDetails>(),
+      membershipName: detail('membership_name', 'membership_purchase_details', 'name'),
+      membershipSource: detail('membership_source', 'membership_purchase_details', 'source'),
     },
     (table) => [
       primaryKey({ columns: [table.userId, table.userMembershipId] }),
@@ -33,6 +40,8 @@ export const fctMembershipPurchases = withProperties(
         table.userId,
         table.membershipPurchasedAt,
         table.userMembershipId,
+        table.membershipName,
+        table.membershipSource,
       ),
       check(
         'fct_membership_purchases_membership_purchased_at_check',
@@ -43,6 +52,13 @@ export const fctMembershipPurchases = withProperties(
         'fct_membership_purchases_membership_purchase_details_check',
         isObjectOrNull(table.membershipPurchaseDetails),
       ),
+      check(
+        'fct_membership_purchases_details_check',
+        hasShortDetails(table.membershipPurchaseDetails),
+      ),
+      check('fct_membership_purchases_user_id_check', isShort(table.userId)),
+      check('fct_membership_purchases_branch_id_check', isShort(table.branchId)),
+      check('fct_membership_purchases_user_membership_id_check', isShort(table.userMembershipId)),
     ],
   ),
   {
@@ -56,15 +72,23 @@ export const fctMembershipPurchases = withProperties(
       createdAt: 'Instant at which the membership was created.',
       membershipPurchaseDetails:
         'What upstream says of the purchase, a JSON object: name of the membership, and source of the purchase.',
+      membershipName:
+        'Name of the membership. Derived: the key name of membership_purchase_details, which is what is written.',
+      membershipSource:
+        'Source of the purchase. Derived: the key source of membership_purchase_details, which is what is written.',
     },
     checks: {
       fct_membership_purchases_membership_purchased_at_check: calendarRangeRule,
       fct_membership_purchases_created_at_check: calendarRangeRule,
       fct_membership_purchases_membership_purchase_details_check: objectOrNullRule,
+      fct_membership_purchases_details_check: shortDetailsRule,
+      fct_membership_purchases_user_id_check: shortRule,
+      fct_membership_purchases_branch_id_check: shortRule,
+      fct_membership_purchases_user_membership_id_check: shortRule,
     },
     indexes: {
       fct_membership_purchases_first:
-        'The purchases of a user in the order in which the first is found, which is read from the index alone.',
+        'The purchases of a user in the order in which the first is found, with all that the reports show of it, so that the first one is read from the index alone.',
     },
   },
 );

@@ -63,7 +63,8 @@ interface InputFile {
  * Loads the CSV files of a folder, each named after its input table
  * (`dim_user.csv`), in the given transaction. A file that is not there is not
  * loaded. A row whose key is in the table already replaces that row. Times
- * without an offset are UTC; an empty field is NULL.
+ * without an offset are UTC; an empty field is NULL. The caller vacuums the tables
+ * that have changed once the transaction is committed.
  *
  * Throws an Error that names the file, and the line and column as far as
  * Postgres tells them, when the folder holds none of the files or a file cannot
@@ -109,7 +110,11 @@ async function findFiles(folder: string): Promise<InputFile[]> {
 
 const fileName = (table: PgTable) => `${getTableName(table)}.csv`;
 
-const columnNames = (table: PgTable) => getTableConfig(table).columns.map(({ name }) => name);
+/** The columns of a table that are written. Those that Postgres derives are in no file. */
+const columnNames = (table: PgTable) =>
+  getTableConfig(table)
+    .columns.filter(({ generated }) => generated === undefined)
+    .map(({ name }) => name);
 
 /** Longer than any header; what has no header's end by then is no CSV. */
 const headerBytes = 65_536;
@@ -182,7 +187,6 @@ async function loadFile(
     await refuseUnknownReferences(transaction, file);
     const load = await upsert(transaction, table);
     await transaction.query(sql`drop table ${loading}`);
-    await transaction.query(sql`analyze ${table}`);
     return { file: name, ...load };
   } catch (error) {
     throw describe(error, file, rules);

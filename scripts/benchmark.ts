@@ -168,6 +168,7 @@ function inDatabase<Result>(
 
 function print(result: Measurements, previous: Measurements | undefined): void {
   const { users, purchasesPerUser, ours, reference, floor, peaks, readers } = result;
+  const { afterLoad, statements, sizes } = result;
   const growth = (of: (result: Measurements) => number) =>
     previous ? [`${(of(result) / of(previous)).toFixed(1)}×`] : [];
   const growthColumn = previous
@@ -190,8 +191,39 @@ function print(result: Measurements, previous: Measurements | undefined): void {
   );
   console.log(
     `\nThe floor of the first view is ${seconds(floor)}: its first populate is ${(ours['first populate'].events / floor).toFixed(2)} of it.`,
-    `\nVacuum and analysis after ${steps[2]}: ${seconds(result.vacuum)}.\n`,
+    `\nVacuum and analysis after ${steps[2]}: ${seconds(result.vacuum)}.`,
+    `\nFirst view right after a load: ${seconds(afterLoad.withoutVacuum)} without a vacuum of the input, ${seconds(afterLoad.withVacuum)} with one.`,
+    `\nInput tables: ${megabytes(sizes.tables)}, their indexes: ${megabytes(sizes.indexes)}.\n`,
   );
+  const { time: limitTime, cpu: limitCpu } = statements.limit;
+  const { time: ourTime, cpu: ourCpu } = statements.ours;
+  const limitOfReference = ratio(limitTime, reference['1 % bought'].both);
+  console.log(
+    tableOf(
+      [
+        'the two REFRESH statements alone, 1 % bought',
+        'ours',
+        'limit',
+        'ours/limit',
+        'limit/reference',
+      ],
+      [
+        ['time', seconds(ourTime), seconds(limitTime), ratio(ourTime, limitTime), limitOfReference],
+        ...(ourCpu === null || limitCpu === null
+          ? []
+          : [
+              [
+                'CPU of the server process',
+                seconds(ourCpu),
+                seconds(limitCpu),
+                ratio(ourCpu, limitCpu),
+                '',
+              ],
+            ]),
+      ],
+    ),
+  );
+  console.log();
   console.log(
     tableOf(
       ['our refresh', 'memory', 'temporary files'],

@@ -1,7 +1,9 @@
+import { basename } from 'node:path';
 import { parseArgs } from 'node:util';
-import { type LoadProgress, loadFolder } from '../schema/load.ts';
+import { type FileLoad, type LoadProgress, loadFolder } from '../schema/load.ts';
+import { vacuum } from '../views/vacuum.ts';
 import { renewLine, run } from './command.ts';
-import { withDatabase } from './database.ts';
+import { type Database, withDatabase } from './database.ts';
 
 await run(async () => {
   const { positionals } = parseArgs({ allowPositionals: true });
@@ -10,9 +12,15 @@ await run(async () => {
     throw new Error('Name the one folder to load: npm run load -- FOLDER');
   }
   const progress = progressLine(process.stderr);
-  const loads = await withDatabase((database) =>
-    database.transaction((transaction) => loadFolder(transaction, folder, progress.show)),
-  ).finally(progress.end);
+  const { loads, warnings } = await withDatabase(async (database) => {
+    const loads = await database
+      .transaction((transaction) => loadFolder(transaction, folder, progress.show))
+      .finally(progress.end);
+    return { loads, warnings: await vacuumChanged(database, loads) };
+  });
+  for (const warning of warnings) {
+    console.error(`Warning: ${warning}`);
+  }
   for (const { file, rows, inserted, updated } of loads) {
     const unchanged = rows - inserted - updated;
     console.log(
@@ -20,6 +28,18 @@ await run(async () => {
     );
   }
 });
+
+/** Vacuums the tables that have changed, and returns what went wrong with that. */
+async function vacuumChanged({ db }: Database, loads: FileLoad[]): Promise<string[]> {
+  const warnings: string[] = [];
+  for (const { file, inserted, updated } of loads) {
+    if (inserted + updated > 0) {
+      const unlimited = { statementTimeout: '0', statementTimeoutMs: 0 };
+      warnings.push(...(await vacuum(db, basename(file, '.csv'), 'loaded', unlimited)));
+    }
+  }
+  return warnings;
+}
 
 /** Tells how far a load is: in a terminal on one line that renews itself, in a log every 5 s. */
 function progressLine(stream: NodeJS.WriteStream) {

@@ -38,9 +38,9 @@ test('the tables have these indexes', async () => {
   expect(indexes.map(({ index }) => index)).toEqual([
     'CREATE UNIQUE INDEX dim_branch_pkey ON dim_branch (branch_id)',
     'CREATE UNIQUE INDEX dim_user_pkey ON dim_user (user_id)',
-    'CREATE INDEX fct_credit_pack_purchases_first ON fct_credit_pack_purchases (user_id, credit_pack_purchased_at, credit_pack_id)',
+    'CREATE INDEX fct_credit_pack_purchases_first ON fct_credit_pack_purchases (user_id, credit_pack_purchased_at, credit_pack_id, credit_pack_name, credit_pack_source)',
     'CREATE UNIQUE INDEX fct_credit_pack_purchases_user_id_credit_pack_id_pk ON fct_credit_pack_purchases (user_id, credit_pack_id)',
-    'CREATE INDEX fct_membership_purchases_first ON fct_membership_purchases (user_id, membership_purchased_at, user_membership_id)',
+    'CREATE INDEX fct_membership_purchases_first ON fct_membership_purchases (user_id, membership_purchased_at, user_membership_id, membership_name, membership_source)',
     'CREATE UNIQUE INDEX fct_membership_purchases_user_id_user_membership_id_pk ON fct_membership_purchases (user_id, user_membership_id)',
     'CREATE UNIQUE INDEX view_refreshes_pkey ON view_refreshes (id)',
   ]);

@@ -188,6 +188,39 @@ describe('npm run load', () => {
     expect(await session`select from dim_branch`).toHaveLength(0);
   });
 
+  test('vacuums what it has changed, and nothing else', async () => {
+    const vacuumed = async () => {
+      const tables = await session`
+        select relname from pg_stat_user_tables
+        where last_vacuum is not null and last_analyze is not null
+        order by relname`;
+      return tables.map(({ relname }) => relname);
+    };
+    expect(await run(unmigrated.url, 'npm run load', ['test/sample'])).toMatchObject({ code: 0 });
+    expect(await vacuumed()).toEqual([
+      'dim_branch',
+      'dim_user',
+      'fct_credit_pack_purchases',
+      'fct_membership_purchases',
+    ]);
+    await session`select pg_stat_reset()`;
+    await session`update dim_user set name = 'Ada' where user_id = (select min(user_id) from dim_user)`;
+    expect(await run(unmigrated.url, 'npm run load', ['test/sample'])).toMatchObject({ code: 0 });
+    expect(await vacuumed()).toEqual(['dim_user']);
+  });
+
+  test('warns where it could not vacuum, and has loaded', async () => {
+    await session.begin(async (locked) => {
+      await locked`lock table dim_branch in share update exclusive mode`;
+      expect(await run(unmigrated.url, 'npm run load', ['test/sample'])).toMatchObject({
+        code: 0,
+        stderr:
+          'Warning: dim_branch was loaded, but not vacuumed: another session has locked it, or this role may not vacuum it.\n',
+      });
+    });
+    expect(await session`select from dim_branch`).toHaveLength(3);
+  });
+
   test('ends, and leaves the tables as they were, when its connection is cut', async () => {
     const file = await open(join(folder, 'dim_user.csv'), 'w');
     await file.write('user_id,branch_id,name,email,created_at\n');

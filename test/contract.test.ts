@@ -94,6 +94,8 @@ test('fct_credit_pack_purchases has the columns of figure 1.3.3', async () => {
     'credit_pack_purchased_at timestamp with time zone',
     'created_at timestamp with time zone',
     'credit_pack_purchase_details jsonb',
+    'credit_pack_name character varying',
+    'credit_pack_source character varying',
   ]);
 });
 
@@ -105,6 +107,8 @@ test('fct_membership_purchases has the columns of figure 1.3.5', async () => {
     'membership_purchased_at timestamp with time zone',
     'created_at timestamp with time zone',
     'membership_purchase_details jsonb',
+    'membership_name character varying',
+    'membership_source character varying',
   ]);
 });
 

@@ -74,10 +74,7 @@ describe('npm run generate', () => {
       [`email: varchar('email'),`, `email: varchar('email'), phone: varchar('phone').unique(),`],
       [`'E-mail address of the user.',`, `'E-mail address of the user.', phone: 'Telephone.',`],
       ['(table) => [', `(table) => [index('dim_user_latest').on(table.createdAt.desc()), `],
-      [
-        'checks: { dim_user',
-        `indexes: { dim_user_latest: 'The latest users.' }, checks: { dim_user`,
-      ],
+      ['    checks: {', `    indexes: { dim_user_latest: 'The latest users.' },\n    checks: {`],
     );
     expect(await generated()).toEqual({
       heading: 'Changes dim_user.',
@@ -368,10 +365,8 @@ export const branchUsers = withProperties(
   });
 
   test('refuses a table, a check and an index without a comment', async () => {
-    await tree.edit('schema/dim_user.ts', [
-      'checks: { dim_user_created_at_check: calendarRangeRule },',
-      '',
-    ]);
+    const check = '      dim_user_created_at_check: calendarRangeRule,\n';
+    await tree.edit('schema/dim_user.ts', [check, '']);
     await refused(
       generate('--name', 'comments'),
       /^The check dim_user_created_at_check of dim_user has no comment: declare it with withProperties, /,
@@ -381,10 +376,7 @@ export const branchUsers = withProperties(
       `export const notes = publicTable('notes', { note: varchar('note') });\n/** One row per view and refresh:`,
     ]);
     await tree.edit('views/index.ts', ['{ type RecordedRefresh', '{ notes, type RecordedRefresh']);
-    await tree.edit('schema/dim_user.ts', [
-      `created.',\n    },`,
-      `created.',\n    },\n    checks: { dim_user_created_at_check: calendarRangeRule },`,
-    ]);
+    await tree.edit('schema/dim_user.ts', ['    checks: {\n', `    checks: {\n${check}`]);
     await refused(generate('--name', 'comments'), /^notes has no comment: /);
   });
 

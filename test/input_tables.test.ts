@@ -1,4 +1,4 @@
-import { eq, sql } from 'drizzle-orm';
+import { eq, getTableName, sql } from 'drizzle-orm';
 import { describe, expect, test } from 'vitest';
 import {
   dimBranch,
@@ -129,6 +129,93 @@ describe('purchase details', () => {
       insert into fct_membership_purchases (user_id, user_membership_id, membership_purchase_details)
       values ('u', '1', '{"name": "\\u0000"}')`);
     expect(await refusal(insert)).toBe('unsupported Unicode escape sequence');
+  });
+});
+
+describe('an identifier', () => {
+  const longest = 'é'.repeat(127); // 254 bytes
+  test('may have 255 bytes', async () => {
+    const { db } = database;
+    const id = `${longest}x`;
+    await db.insert(dimBranch).values({ branchId: id });
+    await db.insert(dimUser).values({ userId: id, branchId: id });
+    const purchase = { userId: id, branchId: id, creditPackId: id, userMembershipId: id };
+    await db.insert(fctCreditPackPurchases).values(purchase);
+    await db.insert(fctMembershipPurchases).values(purchase);
+  });
+
+  test('is refused where it has more', async () => {
+    const { db } = database;
+    const id = `${longest}xx`;
+    const short = { userId: 'u', branchId: 'b', creditPackId: '1', userMembershipId: '1' };
+    for (const [table, columns] of [
+      [dimBranch, { branch_id: 'branchId' }],
+      [dimUser, { user_id: 'userId', branch_id: 'branchId' }],
+      [
+        fctCreditPackPurchases,
+        { user_id: 'userId', branch_id: 'branchId', credit_pack_id: 'creditPackId' },
+      ],
+      [
+        fctMembershipPurchases,
+        { user_id: 'userId', branch_id: 'branchId', user_membership_id: 'userMembershipId' },
+      ],
+    ] as const) {
+      for (const [column, key] of Object.entries(columns)) {
+        expect(await refusal(db.insert(table).values({ ...short, [key]: id }))).toContain(
+          `"${getTableName(table)}_${column}_check"`,
+        );
+      }
+    }
+  });
+});
+
+describe('the name and the source of a purchase', () => {
+  // Which do not get shorter when they are compressed.
+  const random = Buffer.from(
+    Array.from({ length: 1000 }, (_, index) => 33 + ((index * 7919 + index ** 3) % 90)),
+  )
+    .toString('latin1')
+    .replaceAll('\\', '/');
+
+  test('may have 1,000 bytes each, beside identifiers as long as they may be', async () => {
+    const { db } = database;
+    const id = random.slice(0, 255);
+    const details = { name: random, source: random };
+    await db.insert(dimUser).values({ userId: id });
+    await db
+      .insert(fctCreditPackPurchases)
+      .values({ userId: id, creditPackId: id, creditPackPurchaseDetails: details });
+    await db
+      .insert(fctMembershipPurchases)
+      .values({ userId: id, userMembershipId: id, membershipPurchaseDetails: details });
+    expect(
+      await db
+        .select({
+          name: fctMembershipPurchases.membershipName,
+          source: fctMembershipPurchases.membershipSource,
+        })
+        .from(fctMembershipPurchases),
+    ).toEqual([details]);
+  });
+
+  test.each(['name', 'source'])('are refused where the %s has more', async (key) => {
+    const { db } = database;
+    const details = { [key]: 'é'.repeat(501) };
+    await db.insert(dimUser).values({ userId: 'u' });
+    expect(
+      await refusal(
+        db
+          .insert(fctCreditPackPurchases)
+          .values({ userId: 'u', creditPackId: '1', creditPackPurchaseDetails: details }),
+      ),
+    ).toContain('fct_credit_pack_purchases_details_check');
+    expect(
+      await refusal(
+        db
+          .insert(fctMembershipPurchases)
+          .values({ userId: 'u', userMembershipId: '1', membershipPurchaseDetails: details }),
+      ),
+    ).toContain('fct_membership_purchases_details_check');
   });
 });
 

@@ -82,6 +82,8 @@ describe('loading', () => {
         membershipPurchasedAt: new Date('2024-02-15T22:10:00Z'),
         createdAt: null,
         membershipPurchaseDetails: { name: 'Monthly' },
+        membershipName: 'Monthly',
+        membershipSource: null,
       },
     ]);
   });
@@ -210,6 +212,29 @@ describe('bad input is refused, with its place', () => {
       what: 'JSON that is no object',
       files: { 'fct_membership_purchases.csv': [memberships, 'known,,1,,,[]'] },
       says: 'fct_membership_purchases.csv, line 2, column membership_purchase_details: must be a JSON object, or JSON null',
+    },
+    {
+      what: 'a name of a product that is too long',
+      files: {
+        'fct_membership_purchases.csv': [
+          memberships,
+          'known,,1,,,{}',
+          `known,,2,,,"{""name"": ""${'x'.repeat(1001)}""}"`,
+        ],
+      },
+      says: 'fct_membership_purchases.csv, line 3, column membership_purchase_details: must have a name and a source of at most 1,000 bytes each',
+    },
+    {
+      what: 'an identifier that is too long',
+      files: { 'dim_user.csv': [users, 'a,,,,', `${'x'.repeat(5000)},,,,`] },
+      says: 'dim_user.csv, line 3, column user_id: must be at most 255 bytes long',
+    },
+    {
+      what: 'a column that Postgres derives',
+      files: {
+        'fct_membership_purchases.csv': [`${memberships},membership_name`, 'known,,1,,,,Gold'],
+      },
+      says: `fct_membership_purchases.csv, line 1: unknown column "membership_name". The header of a comma-separated fct_membership_purchases.csv names ${memberships.replaceAll(',', ', ')}, in any order.`,
     },
     {
       what: 'a row without its key',

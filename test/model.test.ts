@@ -84,12 +84,19 @@ async function store({ branches, users, creditPacks, memberships }: Input): Prom
   await db.execute(
     sql`truncate dim_branch, dim_user, fct_credit_pack_purchases, fct_membership_purchases`,
   );
-  const insert = (table: string, rows: object[]) =>
-    db.execute(sql`
-      insert into ${sql.identifier(table)}
-      select * from jsonb_populate_recordset(
-        null::${sql.identifier(table)}, ${JSON.stringify(rows)}::text::jsonb
-      )`);
+  const insert = async (table: string, rows: object[]) => {
+    const columns = sql.join(
+      Object.keys(rows[0] ?? {}).map((name) => sql.identifier(name)),
+      sql`, `,
+    );
+    if (rows.length > 0) {
+      await db.execute(sql`
+        insert into ${sql.identifier(table)} (${columns})
+        select ${columns} from jsonb_populate_recordset(
+          null::${sql.identifier(table)}, ${JSON.stringify(rows)}::text::jsonb
+        )`);
+    }
+  };
   await insert('dim_branch', branches);
   await insert('dim_user', users);
   await insert(

@@ -72,7 +72,7 @@ await migrate(db, {
 
 const branch: Branch = { branchId: 'dublin', name: null, email: null, city: null, country: null, timezoneId: 'Europe/Dublin', createdAt: null };
 const user: User = { userId: 'ada', branchId: 'dublin', name: 'Ada', email: null, createdAt: new Date('2024-06-01T12:00:00Z') };
-const purchase: MembershipPurchase = {
+const purchase: typeof fctMembershipPurchases.$inferInsert = {
   userId: 'ada', branchId: null, userMembershipId: 'm1', membershipPurchasedAt: new Date('2024-07-01T12:00:00Z'),
   createdAt: null, membershipPurchaseDetails: { name: 'Gold' },
 };
@@ -80,10 +80,11 @@ await db.insert(dimBranch).values(branch);
 await db.insert(dimUser).values(user);
 await db.insert(fctMembershipPurchases).values(purchase);
 const report: RefreshReport = await refreshViews(db);
+const [stored]: MembershipPurchase[] = await db.select().from(fctMembershipPurchases);
 const events: ClientConversionEvent[] = await db.select().from(fctClientConversionEvents);
 const [refresh] = await db.select().from(viewRefreshes);
 console.log(JSON.stringify({
-  filters, types, statuses, readerRole, events,
+  filters, types, statuses, readerRole, events, derived: [stored?.membershipName, stored?.membershipSource],
   outcome: report.outcome,
   version: refresh?.packageVersion === JSON.parse(readFileSync('node_modules/lead-conversions/package.json', 'utf8')).version,
   clients: await latestClients('dublin', 'ALL'),
@@ -160,6 +161,7 @@ test('migrates, refreshes and queries a database, as the README shows', async ()
     types: ['MEMBERSHIP', 'USER_CREDIT'],
     statuses: ['LEAD', 'CLIENT'],
     readerRole: 'lead_conversions_reader',
+    derived: ['Gold', null],
     events: [
       {
         ...conversion,

@@ -16,7 +16,7 @@ async function planOf(query: string): Promise<string[]> {
 const scansOf = (plan: string[]) =>
   plan.flatMap((line) => /\w+ (?:Only )?Scan (?:using \w+ )?on fct_\w+/.exec(line)?.[0] ?? []);
 
-test('first purchases are found in an index, and read once for their JSON', async () => {
+test('first purchases are read from an index alone', async () => {
   const { db } = database;
   await db.execute(sql`insert into dim_user (user_id) select generate_series(1, 5000)`);
   await db.execute(sql`
@@ -37,8 +37,6 @@ test('first purchases are found in an index, and read once for their JSON', asyn
   expect(purchases.toSorted()).toEqual([
     'Index Only Scan using fct_credit_pack_purchases_first on fct_credit_pack_purchases',
     'Index Only Scan using fct_membership_purchases_first on fct_membership_purchases',
-    'Seq Scan on fct_credit_pack_purchases',
-    'Seq Scan on fct_membership_purchases',
   ]);
   // Nothing sorts them on the way from the index.
   const firsts = plan.flatMap((line, index) => (line.includes('Unique') ? [plan[index + 1]] : []));
@@ -46,12 +44,11 @@ test('first purchases are found in an index, and read once for their JSON', asyn
     expect.stringContaining('Index Only Scan'),
     expect.stringContaining('Index Only Scan'),
   ]);
-  // Where one row is expected, the next join may be a nested loop.
-  const expected = plan.flatMap((line) => /Semi Join .*rows=(\d+)/.exec(line)?.[1] ?? []);
-  expect(expected).toHaveLength(2);
-  for (const rows of expected) {
-    expect(Number(rows)).toBeGreaterThan(500);
-  }
+  // And nothing but the users may be sorted.
+  const sorted = plan.filter((line) => line.includes('Sort Key'));
+  expect(sorted.filter((line) => !line.endsWith('Sort Key: dim_user.user_id COLLATE "C"'))).toEqual(
+    [],
+  );
 });
 
 test('readers of 100,000 users are answered from an index', async () => {

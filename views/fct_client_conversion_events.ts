@@ -41,17 +41,18 @@ export const fctClientConversionEvents = withProperties(
   }).as(sql`
 with
 
--- One row per user who ever bought a membership: the key of the first one.
--- It is found by key and time alone, which an index holds in this order,
--- without reading any purchase's JSON.
-first_membership_keys as (
+-- One row per user who ever bought a membership: the first one. The earliest
+-- instant wins. A purchase without a time comes after every dated one and still
+-- counts. Of purchases at the same instant, the lowest identifier in byte order
+-- wins, so that every refresh picks the same one.
+first_memberships as (
 
-    -- The earliest instant wins. A purchase without a time comes after every
-    -- dated one and still counts. Of purchases at the same instant, the lowest
-    -- identifier in byte order wins, so that every refresh picks the same one.
     select distinct on (user_id)
         user_id,
-        user_membership_id
+        user_membership_id,
+        membership_purchased_at,
+        membership_name,
+        membership_source
     from public.fct_membership_purchases
     order by
         user_id asc,
@@ -60,72 +61,21 @@ first_membership_keys as (
 
 ),
 
--- One row per user who ever bought a credit pack: the key of the first one,
--- by the same rule.
-first_credit_pack_keys as (
+-- One row per user who ever bought a credit pack: the first one, by the same
+-- rule.
+first_credit_packs as (
 
     select distinct on (user_id)
         user_id,
-        credit_pack_id
+        credit_pack_id,
+        credit_pack_purchased_at,
+        credit_pack_name,
+        credit_pack_source
     from public.fct_credit_pack_purchases
     order by
         user_id asc,
         credit_pack_purchased_at asc nulls last,
         credit_pack_id asc
-
-),
-
--- One row per user who ever bought a membership: the first one with what
--- upstream says of it. A missing detail, a missing key and a JSON null are all
--- NULL here. In user order, as all that is joined by user below.
-first_memberships as (
-
-    select
-        user_id,
-        user_membership_id,
-        membership_purchased_at,
-        (membership_purchase_details ->> 'name')::varchar as membership_name,
-        (membership_purchase_details ->> 'source')::varchar
-            as membership_source
-    from public.fct_membership_purchases
-    where (user_id, user_membership_id) in (
-
-        -- offset 0 leaves the rows as they are. It keeps Postgres from merging
-        -- the list into a join by two columns, where it would expect one row.
-        select
-            user_id,
-            user_membership_id
-        from first_membership_keys
-        offset 0
-
-    )
-    order by user_id
-
-),
-
--- One row per user who ever bought a credit pack: the first one with what
--- upstream says of it, in user order.
-first_credit_packs as (
-
-    select
-        user_id,
-        credit_pack_id,
-        credit_pack_purchased_at,
-        (credit_pack_purchase_details ->> 'name')::varchar as credit_pack_name,
-        (credit_pack_purchase_details ->> 'source')::varchar
-            as credit_pack_source
-    from public.fct_credit_pack_purchases
-    where (user_id, credit_pack_id) in (
-
-        -- offset 0 is for the plan, as above.
-        select
-            user_id,
-            credit_pack_id
-        from first_credit_pack_keys
-        offset 0
-
-    )
-    order by user_id
 
 ),
 
@@ -147,10 +97,6 @@ users as (
 
 -- One row per user, leads included: both first purchases side by side, in the
 -- user's local time.
---
--- The rows leave in the byte order of user_id, and so reach the view in it.
--- REFRESH MATERIALIZED VIEW CONCURRENTLY sorts all new rows by their bytes, to
--- see that there are no duplicates, and rows in order are sorted at a glance.
 user_first_purchases as (
 
     select
@@ -193,13 +139,16 @@ user_first_purchases as (
         on users.user_id = first_memberships.user_id
     left join first_credit_packs
         on users.user_id = first_credit_packs.user_id
-    order by users.user_id
 
 )
 
 -- One row per user: the columns of figure 1.4.1 of the requirements. Those that
 -- begin with client_conversion_ repeat the first purchase of the kind that came
 -- first.
+--
+-- For speed: the rows leave in the byte order of user_id. REFRESH MATERIALIZED
+-- VIEW CONCURRENTLY sorts all new rows by their bytes, to see that there are no
+-- duplicates, and rows in order are sorted at a glance.
 select
     user_id,
     branch_id,
@@ -234,6 +183,7 @@ select
     credit_pack_name as first_credit_pack_name,
     credit_pack_source as first_credit_pack_source
 from user_first_purchases
+order by user_id
 `),
   {
     comment:

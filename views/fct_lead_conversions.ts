@@ -92,9 +92,9 @@ filtered_conversions as (
 -- A user who bought only what the filter leaves out is a LEAD under it, with no
 -- conversion.
 --
--- The rows come in the order of their bytes, column by column: what is between
--- user_id and lead_status is the same in all rows of a user, a CLIENT comes
--- before a LEAD, whose type is NULL, and what is between type and filter
+-- For speed: the rows come in the order of their bytes, column by column. What
+-- is between user_id and lead_status is the same in all rows of a user, a CLIENT
+-- comes before a LEAD, whose type is NULL, and what is between type and filter
 -- follows from the type. REFRESH MATERIALIZED VIEW CONCURRENTLY sorts them like
 -- that to see that there are no duplicates, and then has nothing to move.
 select

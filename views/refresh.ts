@@ -168,10 +168,11 @@ export async function refreshViews<Schema extends Record<string, unknown>>(
       onStep?.({ view, step: 'vacuum' });
       const { statementTimeout } = bounds;
       warnings.push(
-        ...(await vacuum(session, view, transaction, {
+        ...(await vacuum(session, view, 'refreshed', {
           statementTimeout,
           statementTimeoutMs,
           signal,
+          deletedBy: transaction,
         })),
       );
     }

@@ -8,13 +8,16 @@ export interface VacuumBounds {
   /** The same in milliseconds, for the vacuum itself. 0 sets no limit. */
   statementTimeoutMs: number;
   signal?: AbortSignal | undefined;
+  /** The transaction whose deleted rows must be gone afterwards. */
+  deletedBy?: string;
 }
 
 /**
- * Removes the row versions that a refresh has deleted, so that the view does not
- * grow from night to night. Returns a warning if that was not possible. Readers
- * do not wait: the one lock that would keep them out is for giving space at the
- * end of the file back to the system (TRUNCATE).
+ * Vacuums and analyzes a table or view of ours once it was refreshed or loaded, so
+ * that it does not grow from night to night, and that what is read from an index
+ * alone is not looked up in the table. Returns a warning if that was not possible.
+ * Readers do not wait: the one lock that would keep them out is for giving space
+ * at the end of the file back to the system (TRUNCATE).
  * https://www.postgresql.org/docs/16/sql-vacuum.html
  *
  * VACUUM runs in no transaction, so that no statement timeout can be set for it
@@ -23,8 +26,8 @@ export interface VacuumBounds {
 export async function vacuum(
   session: Session,
   view: string,
-  refreshedBy: string,
-  { statementTimeout, statementTimeoutMs, signal }: VacuumBounds,
+  done: 'refreshed' | 'loaded',
+  { statementTimeout, statementTimeoutMs, signal, deletedBy }: VacuumBounds,
 ): Promise<string[]> {
   const statement = `vacuum (analyze, truncate false, skip_locked) "public"."${view}"`;
   const look = () =>
@@ -35,7 +38,8 @@ export async function vacuum(
           deadRows: sql`pg_stat_get_dead_tuples(${relationOf(view)})`.mapWith(Number),
         })
         .from(once);
-      return { ...state, holders: state?.deadRows ? await horizonHolders(tx, refreshedBy) : [] };
+      const holders = state?.deadRows && deletedBy ? await horizonHolders(tx, deletedBy) : [];
+      return { ...state, holders };
     });
   const cancel = () =>
     pinned(session, statementTimeout, (tx) =>
@@ -60,12 +64,14 @@ export async function vacuum(
     await cancellable(() => session.execute(sql.raw(statement)), cancel, stop);
     const after = await look();
     if (after.vacuumedAt === before.vacuumedAt) {
-      return [`${view} was refreshed, but not vacuumed: another session has locked it.`];
+      return [
+        `${view} was ${done}, but not vacuumed: another session has locked it, or this role may not vacuum it.`,
+      ];
     }
-    if (after.deadRows) {
+    if (after.deadRows && deletedBy) {
       const holders = after.holders.join(', ') || 'a session that has ended since';
       return [
-        `${view} was refreshed and vacuumed, but ${after.deadRows} dead rows remain in it, which ${holders} might still want to read. The view grows with every refresh until that ends.`,
+        `${view} was ${done} and vacuumed, but ${after.deadRows} dead rows remain in it, which ${holders} might still want to read. The view grows with every refresh until that ends.`,
       ];
     }
     return [];
@@ -75,7 +81,7 @@ export async function vacuum(
       code === QUERY_CANCELED
         ? ' That is the statement_timeout of the role, the database or the server, which also holds for VACUUM: raise it with "alter role".'
         : '';
-    return [`${view} was refreshed, but not vacuumed: ${message}.${advice}`];
+    return [`${view} was ${done}, but not vacuumed: ${message}.${advice}`];
   } finally {
     clearTimeout(timer);
   }

@@ -34,7 +34,8 @@ CREATE TABLE "public"."dim_branch" (
 	"timezone_id" varchar,
 	"created_at" timestamp with time zone,
 	CONSTRAINT "dim_branch_timezone_id_check" CHECK ("timezone_id" is null or "timezone_id" ~* '^([a-z]+(/[a-z_-]+)+|Etc/GMT(0|[+-][0-9]|[+]1[0-2]|-1[0-4])|UTC|GMT|GMT[+-]?0|UCT|Greenwich|Universal|Zulu|CST6CDT|EST5EDT|MST7MDT|PST8PDT|Navajo|Cuba|Egypt|Eire|GB|GB-Eire|Hongkong|Iceland|Iran|Israel|Jamaica|Japan|Kwajalein|Libya|NZ|NZ-CHAT|Poland|Portugal|PRC|ROC|ROK|Singapore|Turkey|W-SU)$' and timezone("timezone_id", to_timestamp(0)) is not null),
-	CONSTRAINT "dim_branch_created_at_check" CHECK ("created_at" >= '0001-01-01 00:00:00+00' and "created_at" < '10000-01-01 00:00:00+00')
+	CONSTRAINT "dim_branch_created_at_check" CHECK ("created_at" >= '0001-01-01 00:00:00+00' and "created_at" < '10000-01-01 00:00:00+00'),
+	CONSTRAINT "dim_branch_branch_id_check" CHECK (octet_length("branch_id") <= 255)
 );--> statement-breakpoint
 COMMENT ON TABLE "public"."dim_branch" IS 'One row per branch of a gym.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."dim_branch"."branch_id" IS 'Identifier of the branch.';--> statement-breakpoint
@@ -44,6 +45,7 @@ COMMENT ON COLUMN "public"."dim_branch"."city" IS 'City where the branch is.';--
 COMMENT ON COLUMN "public"."dim_branch"."country" IS 'Country where the branch is.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."dim_branch"."timezone_id" IS 'IANA time zone of the branch, such as Europe/Dublin. It is the clock of the local times of the branch and of its users in every report. NULL counts as UTC.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."dim_branch"."created_at" IS 'Instant at which the branch was created.';--> statement-breakpoint
+COMMENT ON CONSTRAINT "dim_branch_branch_id_check" ON "public"."dim_branch" IS 'must be at most 255 bytes long';--> statement-breakpoint
 COMMENT ON CONSTRAINT "dim_branch_created_at_check" ON "public"."dim_branch" IS 'must lie in the years 1 to 9999 (UTC)';--> statement-breakpoint
 COMMENT ON CONSTRAINT "dim_branch_timezone_id_check" ON "public"."dim_branch" IS 'must be an IANA time zone name that Postgres knows, such as Europe/Dublin, not an abbreviation (CET) or an offset (FOO+3)';--> statement-breakpoint
 
@@ -55,7 +57,9 @@ CREATE TABLE "public"."dim_user" (
 	"name" varchar,
 	"email" varchar,
 	"created_at" timestamp with time zone,
-	CONSTRAINT "dim_user_created_at_check" CHECK ("created_at" >= '0001-01-01 00:00:00+00' and "created_at" < '10000-01-01 00:00:00+00')
+	CONSTRAINT "dim_user_created_at_check" CHECK ("created_at" >= '0001-01-01 00:00:00+00' and "created_at" < '10000-01-01 00:00:00+00'),
+	CONSTRAINT "dim_user_user_id_check" CHECK (octet_length("user_id") <= 255),
+	CONSTRAINT "dim_user_branch_id_check" CHECK (octet_length("branch_id") <= 255)
 );--> statement-breakpoint
 ALTER TABLE "public"."dim_user" ADD CONSTRAINT "dim_user_branch_id_dim_branch_branch_id_fk" FOREIGN KEY ("branch_id") REFERENCES "public"."dim_branch"("branch_id") ON DELETE no action ON UPDATE no action;--> statement-breakpoint
 COMMENT ON TABLE "public"."dim_user" IS 'One row per user of a gym, who is a lead until the first purchase of a membership or credit pack.';--> statement-breakpoint
@@ -64,7 +68,9 @@ COMMENT ON COLUMN "public"."dim_user"."branch_id" IS 'Branch that the user belon
 COMMENT ON COLUMN "public"."dim_user"."name" IS 'Name of the user.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."dim_user"."email" IS 'E-mail address of the user.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."dim_user"."created_at" IS 'Instant at which the user was created.';--> statement-breakpoint
+COMMENT ON CONSTRAINT "dim_user_branch_id_check" ON "public"."dim_user" IS 'must be at most 255 bytes long';--> statement-breakpoint
 COMMENT ON CONSTRAINT "dim_user_created_at_check" ON "public"."dim_user" IS 'must lie in the years 1 to 9999 (UTC)';--> statement-breakpoint
+COMMENT ON CONSTRAINT "dim_user_user_id_check" ON "public"."dim_user" IS 'must be at most 255 bytes long';--> statement-breakpoint
 
 -- One row per credit pack that a user bought.
 CREATE TABLE "public"."fct_credit_pack_purchases" (
@@ -74,14 +80,20 @@ CREATE TABLE "public"."fct_credit_pack_purchases" (
 	"credit_pack_purchased_at" timestamp with time zone,
 	"created_at" timestamp with time zone,
 	"credit_pack_purchase_details" jsonb,
+	"credit_pack_name" varchar GENERATED ALWAYS AS (credit_pack_purchase_details ->> 'name') STORED,
+	"credit_pack_source" varchar GENERATED ALWAYS AS (credit_pack_purchase_details ->> 'source') STORED,
 	CONSTRAINT "fct_credit_pack_purchases_user_id_credit_pack_id_pk" PRIMARY KEY("user_id","credit_pack_id"),
 	CONSTRAINT "fct_credit_pack_purchases_credit_pack_purchased_at_check" CHECK ("credit_pack_purchased_at" >= '0001-01-01 00:00:00+00' and "credit_pack_purchased_at" < '10000-01-01 00:00:00+00'),
 	CONSTRAINT "fct_credit_pack_purchases_created_at_check" CHECK ("created_at" >= '0001-01-01 00:00:00+00' and "created_at" < '10000-01-01 00:00:00+00'),
-	CONSTRAINT "fct_credit_pack_purchases_credit_pack_purchase_details_check" CHECK (jsonb_typeof("credit_pack_purchase_details") in ('object', 'null'))
+	CONSTRAINT "fct_credit_pack_purchases_credit_pack_purchase_details_check" CHECK (jsonb_typeof("credit_pack_purchase_details") in ('object', 'null')),
+	CONSTRAINT "fct_credit_pack_purchases_details_check" CHECK (octet_length("credit_pack_purchase_details" ->> 'name') <= 1000 and octet_length("credit_pack_purchase_details" ->> 'source') <= 1000),
+	CONSTRAINT "fct_credit_pack_purchases_user_id_check" CHECK (octet_length("user_id") <= 255),
+	CONSTRAINT "fct_credit_pack_purchases_branch_id_check" CHECK (octet_length("branch_id") <= 255),
+	CONSTRAINT "fct_credit_pack_purchases_credit_pack_id_check" CHECK (octet_length("credit_pack_id") <= 255)
 );--> statement-breakpoint
 ALTER TABLE "public"."fct_credit_pack_purchases" ADD CONSTRAINT "fct_credit_pack_purchases_user_id_dim_user_user_id_fk" FOREIGN KEY ("user_id") REFERENCES "public"."dim_user"("user_id") ON DELETE no action ON UPDATE no action;--> statement-breakpoint
 ALTER TABLE "public"."fct_credit_pack_purchases" ADD CONSTRAINT "fct_credit_pack_purchases_branch_id_dim_branch_branch_id_fk" FOREIGN KEY ("branch_id") REFERENCES "public"."dim_branch"("branch_id") ON DELETE no action ON UPDATE no action;--> statement-breakpoint
-CREATE INDEX "fct_credit_pack_purchases_first" ON "public"."fct_credit_pack_purchases" USING btree ("user_id","credit_pack_purchased_at","credit_pack_id");--> statement-breakpoint
+CREATE INDEX "fct_credit_pack_purchases_first" ON "public"."fct_credit_pack_purchases" USING btree ("user_id","credit_pack_purchased_at","credit_pack_id","credit_pack_name","credit_pack_source");--> statement-breakpoint
 COMMENT ON TABLE "public"."fct_credit_pack_purchases" IS 'One row per credit pack that a user bought.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_credit_pack_purchases"."user_id" IS 'User who bought the credit pack.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_credit_pack_purchases"."branch_id" IS 'Branch that sold the credit pack, not always that of the user.';--> statement-breakpoint
@@ -89,10 +101,16 @@ COMMENT ON COLUMN "public"."fct_credit_pack_purchases"."credit_pack_id" IS 'Iden
 COMMENT ON COLUMN "public"."fct_credit_pack_purchases"."credit_pack_purchased_at" IS 'Instant at which the credit pack was purchased. NULL counts as later than every other.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_credit_pack_purchases"."created_at" IS 'Instant at which the credit pack was created.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_credit_pack_purchases"."credit_pack_purchase_details" IS 'What upstream says of the purchase, a JSON object: name of the credit pack, and source of the purchase.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."fct_credit_pack_purchases"."credit_pack_name" IS 'Name of the credit pack. Derived: the key name of credit_pack_purchase_details, which is what is written.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."fct_credit_pack_purchases"."credit_pack_source" IS 'Source of the purchase. Derived: the key source of credit_pack_purchase_details, which is what is written.';--> statement-breakpoint
+COMMENT ON CONSTRAINT "fct_credit_pack_purchases_branch_id_check" ON "public"."fct_credit_pack_purchases" IS 'must be at most 255 bytes long';--> statement-breakpoint
 COMMENT ON CONSTRAINT "fct_credit_pack_purchases_created_at_check" ON "public"."fct_credit_pack_purchases" IS 'must lie in the years 1 to 9999 (UTC)';--> statement-breakpoint
+COMMENT ON CONSTRAINT "fct_credit_pack_purchases_credit_pack_id_check" ON "public"."fct_credit_pack_purchases" IS 'must be at most 255 bytes long';--> statement-breakpoint
 COMMENT ON CONSTRAINT "fct_credit_pack_purchases_credit_pack_purchase_details_check" ON "public"."fct_credit_pack_purchases" IS 'must be a JSON object, or JSON null';--> statement-breakpoint
 COMMENT ON CONSTRAINT "fct_credit_pack_purchases_credit_pack_purchased_at_check" ON "public"."fct_credit_pack_purchases" IS 'must lie in the years 1 to 9999 (UTC)';--> statement-breakpoint
-COMMENT ON INDEX "public"."fct_credit_pack_purchases_first" IS 'The purchases of a user in the order in which the first is found, which is read from the index alone.';--> statement-breakpoint
+COMMENT ON CONSTRAINT "fct_credit_pack_purchases_details_check" ON "public"."fct_credit_pack_purchases" IS 'must have a name and a source of at most 1,000 bytes each';--> statement-breakpoint
+COMMENT ON CONSTRAINT "fct_credit_pack_purchases_user_id_check" ON "public"."fct_credit_pack_purchases" IS 'must be at most 255 bytes long';--> statement-breakpoint
+COMMENT ON INDEX "public"."fct_credit_pack_purchases_first" IS 'The purchases of a user in the order in which the first is found, with all that the reports show of it, so that the first one is read from the index alone.';--> statement-breakpoint
 
 -- One row per membership that a user bought.
 CREATE TABLE "public"."fct_membership_purchases" (
@@ -102,14 +120,20 @@ CREATE TABLE "public"."fct_membership_purchases" (
 	"membership_purchased_at" timestamp with time zone,
 	"created_at" timestamp with time zone,
 	"membership_purchase_details" jsonb,
+	"membership_name" varchar GENERATED ALWAYS AS (membership_purchase_details ->> 'name') STORED,
+	"membership_source" varchar GENERATED ALWAYS AS (membership_purchase_details ->> 'source') STORED,
 	CONSTRAINT "fct_membership_purchases_user_id_user_membership_id_pk" PRIMARY KEY("user_id","user_membership_id"),
 	CONSTRAINT "fct_membership_purchases_membership_purchased_at_check" CHECK ("membership_purchased_at" >= '0001-01-01 00:00:00+00' and "membership_purchased_at" < '10000-01-01 00:00:00+00'),
 	CONSTRAINT "fct_membership_purchases_created_at_check" CHECK ("created_at" >= '0001-01-01 00:00:00+00' and "created_at" < '10000-01-01 00:00:00+00'),
-	CONSTRAINT "fct_membership_purchases_membership_purchase_details_check" CHECK (jsonb_typeof("membership_purchase_details") in ('object', 'null'))
+	CONSTRAINT "fct_membership_purchases_membership_purchase_details_check" CHECK (jsonb_typeof("membership_purchase_details") in ('object', 'null')),
+	CONSTRAINT "fct_membership_purchases_details_check" CHECK (octet_length("membership_purchase_details" ->> 'name') <= 1000 and octet_length("membership_purchase_details" ->> 'source') <= 1000),
+	CONSTRAINT "fct_membership_purchases_user_id_check" CHECK (octet_length("user_id") <= 255),
+	CONSTRAINT "fct_membership_purchases_branch_id_check" CHECK (octet_length("branch_id") <= 255),
+	CONSTRAINT "fct_membership_purchases_user_membership_id_check" CHECK (octet_length("user_membership_id") <= 255)
 );--> statement-breakpoint
 ALTER TABLE "public"."fct_membership_purchases" ADD CONSTRAINT "fct_membership_purchases_user_id_dim_user_user_id_fk" FOREIGN KEY ("user_id") REFERENCES "public"."dim_user"("user_id") ON DELETE no action ON UPDATE no action;--> statement-breakpoint
 ALTER TABLE "public"."fct_membership_purchases" ADD CONSTRAINT "fct_membership_purchases_branch_id_dim_branch_branch_id_fk" FOREIGN KEY ("branch_id") REFERENCES "public"."dim_branch"("branch_id") ON DELETE no action ON UPDATE no action;--> statement-breakpoint
-CREATE INDEX "fct_membership_purchases_first" ON "public"."fct_membership_purchases" USING btree ("user_id","membership_purchased_at","user_membership_id");--> statement-breakpoint
+CREATE INDEX "fct_membership_purchases_first" ON "public"."fct_membership_purchases" USING btree ("user_id","membership_purchased_at","user_membership_id","membership_name","membership_source");--> statement-breakpoint
 COMMENT ON TABLE "public"."fct_membership_purchases" IS 'One row per membership that a user bought.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_membership_purchases"."user_id" IS 'User who bought the membership.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_membership_purchases"."branch_id" IS 'Branch that sold the membership, not always that of the user.';--> statement-breakpoint
@@ -117,10 +141,16 @@ COMMENT ON COLUMN "public"."fct_membership_purchases"."user_membership_id" IS 'I
 COMMENT ON COLUMN "public"."fct_membership_purchases"."membership_purchased_at" IS 'Instant at which the membership was purchased. NULL counts as later than every other.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_membership_purchases"."created_at" IS 'Instant at which the membership was created.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_membership_purchases"."membership_purchase_details" IS 'What upstream says of the purchase, a JSON object: name of the membership, and source of the purchase.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."fct_membership_purchases"."membership_name" IS 'Name of the membership. Derived: the key name of membership_purchase_details, which is what is written.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."fct_membership_purchases"."membership_source" IS 'Source of the purchase. Derived: the key source of membership_purchase_details, which is what is written.';--> statement-breakpoint
+COMMENT ON CONSTRAINT "fct_membership_purchases_branch_id_check" ON "public"."fct_membership_purchases" IS 'must be at most 255 bytes long';--> statement-breakpoint
 COMMENT ON CONSTRAINT "fct_membership_purchases_created_at_check" ON "public"."fct_membership_purchases" IS 'must lie in the years 1 to 9999 (UTC)';--> statement-breakpoint
+COMMENT ON CONSTRAINT "fct_membership_purchases_details_check" ON "public"."fct_membership_purchases" IS 'must have a name and a source of at most 1,000 bytes each';--> statement-breakpoint
 COMMENT ON CONSTRAINT "fct_membership_purchases_membership_purchase_details_check" ON "public"."fct_membership_purchases" IS 'must be a JSON object, or JSON null';--> statement-breakpoint
 COMMENT ON CONSTRAINT "fct_membership_purchases_membership_purchased_at_check" ON "public"."fct_membership_purchases" IS 'must lie in the years 1 to 9999 (UTC)';--> statement-breakpoint
-COMMENT ON INDEX "public"."fct_membership_purchases_first" IS 'The purchases of a user in the order in which the first is found, which is read from the index alone.';--> statement-breakpoint
+COMMENT ON CONSTRAINT "fct_membership_purchases_user_id_check" ON "public"."fct_membership_purchases" IS 'must be at most 255 bytes long';--> statement-breakpoint
+COMMENT ON CONSTRAINT "fct_membership_purchases_user_membership_id_check" ON "public"."fct_membership_purchases" IS 'must be at most 255 bytes long';--> statement-breakpoint
+COMMENT ON INDEX "public"."fct_membership_purchases_first" IS 'The purchases of a user in the order in which the first is found, with all that the reports show of it, so that the first one is read from the index alone.';--> statement-breakpoint
 
 -- One row per view and refresh, written in the transaction of the refresh: how
 -- fresh each view is, and what the refreshes did. The latest row of a view is
@@ -164,17 +194,18 @@ SET LOCAL row_security TO off;--> statement-breakpoint
 CREATE MATERIALIZED VIEW "public"."fct_client_conversion_events" AS (
 with
 
--- One row per user who ever bought a membership: the key of the first one.
--- It is found by key and time alone, which an index holds in this order,
--- without reading any purchase's JSON.
-first_membership_keys as (
+-- One row per user who ever bought a membership: the first one. The earliest
+-- instant wins. A purchase without a time comes after every dated one and still
+-- counts. Of purchases at the same instant, the lowest identifier in byte order
+-- wins, so that every refresh picks the same one.
+first_memberships as (
 
-    -- The earliest instant wins. A purchase without a time comes after every
-    -- dated one and still counts. Of purchases at the same instant, the lowest
-    -- identifier in byte order wins, so that every refresh picks the same one.
     select distinct on (user_id)
         user_id,
-        user_membership_id
+        user_membership_id,
+        membership_purchased_at,
+        membership_name,
+        membership_source
     from public.fct_membership_purchases
     order by
         user_id asc,
@@ -183,72 +214,21 @@ first_membership_keys as (
 
 ),
 
--- One row per user who ever bought a credit pack: the key of the first one,
--- by the same rule.
-first_credit_pack_keys as (
+-- One row per user who ever bought a credit pack: the first one, by the same
+-- rule.
+first_credit_packs as (
 
     select distinct on (user_id)
         user_id,
-        credit_pack_id
+        credit_pack_id,
+        credit_pack_purchased_at,
+        credit_pack_name,
+        credit_pack_source
     from public.fct_credit_pack_purchases
     order by
         user_id asc,
         credit_pack_purchased_at asc nulls last,
         credit_pack_id asc
-
-),
-
--- One row per user who ever bought a membership: the first one with what
--- upstream says of it. A missing detail, a missing key and a JSON null are all
--- NULL here. In user order, as all that is joined by user below.
-first_memberships as (
-
-    select
-        user_id,
-        user_membership_id,
-        membership_purchased_at,
-        (membership_purchase_details ->> 'name')::varchar as membership_name,
-        (membership_purchase_details ->> 'source')::varchar
-            as membership_source
-    from public.fct_membership_purchases
-    where (user_id, user_membership_id) in (
-
-        -- offset 0 leaves the rows as they are. It keeps Postgres from merging
-        -- the list into a join by two columns, where it would expect one row.
-        select
-            user_id,
-            user_membership_id
-        from first_membership_keys
-        offset 0
-
-    )
-    order by user_id
-
-),
-
--- One row per user who ever bought a credit pack: the first one with what
--- upstream says of it, in user order.
-first_credit_packs as (
-
-    select
-        user_id,
-        credit_pack_id,
-        credit_pack_purchased_at,
-        (credit_pack_purchase_details ->> 'name')::varchar as credit_pack_name,
-        (credit_pack_purchase_details ->> 'source')::varchar
-            as credit_pack_source
-    from public.fct_credit_pack_purchases
-    where (user_id, credit_pack_id) in (
-
-        -- offset 0 is for the plan, as above.
-        select
-            user_id,
-            credit_pack_id
-        from first_credit_pack_keys
-        offset 0
-
-    )
-    order by user_id
 
 ),
 
@@ -270,10 +250,6 @@ users as (
 
 -- One row per user, leads included: both first purchases side by side, in the
 -- user's local time.
---
--- The rows leave in the byte order of user_id, and so reach the view in it.
--- REFRESH MATERIALIZED VIEW CONCURRENTLY sorts all new rows by their bytes, to
--- see that there are no duplicates, and rows in order are sorted at a glance.
 user_first_purchases as (
 
     select
@@ -316,13 +292,16 @@ user_first_purchases as (
         on users.user_id = first_memberships.user_id
     left join first_credit_packs
         on users.user_id = first_credit_packs.user_id
-    order by users.user_id
 
 )
 
 -- One row per user: the columns of figure 1.4.1 of the requirements. Those that
 -- begin with client_conversion_ repeat the first purchase of the kind that came
 -- first.
+--
+-- For speed: the rows leave in the byte order of user_id. REFRESH MATERIALIZED
+-- VIEW CONCURRENTLY sorts all new rows by their bytes, to see that there are no
+-- duplicates, and rows in order are sorted at a glance.
 select
     user_id,
     branch_id,
@@ -357,6 +336,7 @@ select
     credit_pack_name as first_credit_pack_name,
     credit_pack_source as first_credit_pack_source
 from user_first_purchases
+order by user_id
 ) WITH NO DATA;--> statement-breakpoint
 REFRESH MATERIALIZED VIEW "public"."fct_client_conversion_events";--> statement-breakpoint
 CREATE UNIQUE INDEX "fct_client_conversion_events_user_id_key" ON "public"."fct_client_conversion_events" USING btree ("user_id");--> statement-breakpoint
@@ -448,9 +428,9 @@ filtered_conversions as (
 -- A user who bought only what the filter leaves out is a LEAD under it, with no
 -- conversion.
 --
--- The rows come in the order of their bytes, column by column: what is between
--- user_id and lead_status is the same in all rows of a user, a CLIENT comes
--- before a LEAD, whose type is NULL, and what is between type and filter
+-- For speed: the rows come in the order of their bytes, column by column. What
+-- is between user_id and lead_status is the same in all rows of a user, a CLIENT
+-- comes before a LEAD, whose type is NULL, and what is between type and filter
 -- follows from the type. REFRESH MATERIALIZED VIEW CONCURRENTLY sorts them like
 -- that to see that there are no duplicates, and then has nothing to move.
 select

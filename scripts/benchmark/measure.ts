@@ -40,6 +40,13 @@ export interface Peak {
   temporaryFiles: number | null;
 }
 
+/** In milliseconds. */
+export interface Cost {
+  time: number;
+  /** What the server process has used of a processor. Null where only the server could tell. */
+  cpu: number | null;
+}
+
 /** What one size has cost, in milliseconds: medians over the rounds. */
 export interface Measurements extends Size {
   ours: Record<Step, Refresh>;
@@ -48,6 +55,12 @@ export interface Measurements extends Size {
   vacuum: number;
   /** Writing the rows of the first view, its unique index, and reading each input once. */
   floor: number;
+  /** A plain REFRESH of the first view right after a load, without and with a vacuum of the input. */
+  afterLoad: { withoutVacuum: number; withVacuum: number };
+  /** The two REFRESH statements alone, once 1 % have bought something. */
+  statements: { ours: Cost; limit: Cost };
+  /** Of the input tables, in bytes. */
+  sizes: { tables: number; indexes: number };
   peaks: Record<Step, Peak>;
   readers: { branchReport: number; branchReportOnInputTables: number; userRows: number };
   plans: Record<string, string>;
@@ -73,6 +86,12 @@ export async function measure(
     await migrate(drizzle(client), migrations);
     await createReference(client);
     await generate(client, size);
+    const populateFirst = () =>
+      timed(() => client.unsafe(`refresh materialized view public.${events}`));
+    onProgress('first view right after the load');
+    const withoutVacuum = await populateFirst();
+    await client.unsafe('vacuum analyze');
+    const withVacuum = await populateFirst();
 
     const samples: Record<'ours' | 'reference', Record<Step, Refresh[]>> = {
       ours: emptySteps(),
@@ -127,7 +146,18 @@ export async function measure(
       onProgress(`round ${round + 1} of ${rounds}, floor`);
       floors.push(await measureFloor(client));
     }
+    const costs: Record<'ours' | 'limit', Cost[]> = { ours: [], limit: [] };
+    await createLimit(client);
+    for (let round = 0; round < rounds; round += 1) {
+      await buy(client, size, rounds + round);
+      onProgress(`round ${round + 1} of ${rounds}, the two REFRESH statements, ours and the limit`);
+      costs.ours.push(await costOf(client, workMem, [`public.${events}`, `public.${conversions}`]));
+      costs.limit.push(await costOfLimit(client, workMem));
+    }
     onProgress('compare the rows');
+    for (const view of [events, conversions]) {
+      await client.unsafe(`refresh materialized view reference.${view}`);
+    }
     await compare(client, events, ['user_id']);
     await compare(client, conversions, ['user_id', 'client_conversion_event_filter']);
     onProgress('readers');
@@ -137,6 +167,9 @@ export async function measure(
       reference: mediansOf(samples.reference),
       vacuum: median(vacuums),
       floor: median(floors),
+      afterLoad: { withoutVacuum, withVacuum },
+      statements: { ours: medianCost(costs.ours), limit: medianCost(costs.limit) },
+      sizes: await sizesOf(client),
       peaks: mapSteps((step) => highest(peaks[step])),
       readers: await measureReaders(client, size),
       plans: {
@@ -223,6 +256,85 @@ async function measureFloor(client: postgres.Sql): Promise<number> {
   );
   await client`drop table reference.floor`;
   return time;
+}
+
+/**
+ * Creates the least that a view of the same rows can be: one that reads them ready
+ * and in order from a table, with the same indexes. What REFRESH … CONCURRENTLY of
+ * it costs, it costs with every query.
+ */
+async function createLimit(client: postgres.Sql): Promise<void> {
+  await client.unsafe(`
+    create schema least;
+    create table least.rows_of_${events} as table public.${events} with no data;
+    create table least.rows_of_${conversions} as table public.${conversions} with no data`);
+  await fillLimit(client);
+  for (const view of [events, conversions]) {
+    await client.unsafe(`create materialized view least.${view} as table least.rows_of_${view}`);
+    const indexes = await client<{ definition: string }[]>`
+      select replace(indexdef, ' ON public.', ' ON least.') as definition
+      from pg_indexes
+      where schemaname = 'public' and tablename = ${view}`;
+    for (const { definition } of indexes) {
+      await client.unsafe(definition);
+    }
+  }
+  await client.unsafe('vacuum analyze');
+}
+
+/** Fills the tables of the limit with the rows of our views, in the order in which we compute them. */
+async function fillLimit(client: postgres.Sql): Promise<void> {
+  await client.unsafe(`
+    truncate least.rows_of_${events}, least.rows_of_${conversions};
+    insert into least.rows_of_${events} select * from public.${events} order by user_id;
+    insert into least.rows_of_${conversions} select * from public.${conversions}
+    order by user_id, client_conversion_event_type collate "C" nulls last,
+      client_conversion_event_filter collate "C"`);
+  await client.unsafe(`vacuum analyze least.rows_of_${events}, least.rows_of_${conversions}`);
+}
+
+async function costOfLimit(client: postgres.Sql, workMem: string): Promise<Cost> {
+  await fillLimit(client);
+  return await costOf(client, workMem, [`least.${events}`, `least.${conversions}`]);
+}
+
+/** What it costs to refresh views concurrently, in one transaction and one process, as we do. */
+async function costOf(client: postgres.Sql, workMem: string, views: string[]): Promise<Cost> {
+  const cost = await client.begin(async (session) => {
+    const [process] = await session<{ pid: number }[]>`select pg_backend_pid() as pid`;
+    await session.unsafe(`
+      set local work_mem = '${workMem}';
+      set local default_statistics_target = 10;
+      set local max_parallel_workers_per_gather = 0`);
+    const cpu = () => cpuOf(client.options.host, process?.pid ?? 0);
+    const before = await cpu();
+    const time = await timed(async () => {
+      for (const view of views) {
+        await session.unsafe(`refresh materialized view concurrently ${view}`);
+      }
+    });
+    const after = await cpu();
+    return { time, cpu: before === null || after === null ? null : after - before };
+  });
+  await client.unsafe(`vacuum analyze ${views}`);
+  return cost;
+}
+
+const medianCost = (costs: Cost[]): Cost => ({
+  time: median(costs.map(({ time }) => time)),
+  cpu: costs.some(({ cpu }) => cpu === null) ? null : median(costs.map(({ cpu }) => cpu ?? 0)),
+});
+
+async function sizesOf(client: postgres.Sql): Promise<Measurements['sizes']> {
+  const [sizes] = (await client`
+    select
+      sum(pg_table_size(oid))::float8 as tables,
+      sum(pg_indexes_size(oid))::float8 as indexes
+    from pg_class
+    where relnamespace = 'public'::regnamespace
+      and relname in ('dim_branch', 'dim_user', 'fct_credit_pack_purchases', 'fct_membership_purchases')
+  `) as unknown as [Measurements['sizes']];
+  return sizes;
 }
 
 /** Throws an Error that shows a row which only one form of a view has. */
@@ -332,9 +444,26 @@ async function usage(client: postgres.Sql): Promise<Peak> {
   };
 }
 
+const isHere = ([host]: string[]) =>
+  process.platform === 'linux' && ['127.0.0.1', '::1', 'localhost'].includes(host ?? '');
+
+/** Milliseconds of a processor that a server process on this machine has used, in steps of ten. */
+async function cpuOf(host: string[], pid: number): Promise<number | null> {
+  if (!isHere(host)) {
+    return null;
+  }
+  const stat = await readFile(`/proc/${pid}/stat`, 'utf8');
+  // After the name in parentheses: utime and stime are the fields 14 and 15, in hundredths of a second.
+  const [user, system] = stat
+    .slice(stat.lastIndexOf(')') + 2)
+    .split(' ')
+    .slice(11, 13);
+  return 10 * (Number(user) + Number(system));
+}
+
 /** Memory that a server process on this machine shares with no other. https://man7.org/linux/man-pages/man5/proc.5.html */
-async function memoryOf([host]: string[], pid: number): Promise<number | null> {
-  if (process.platform !== 'linux' || !['127.0.0.1', '::1', 'localhost'].includes(host ?? '')) {
+async function memoryOf(host: string[], pid: number): Promise<number | null> {
+  if (!isHere(host)) {
     return null;
   }
   const status = await readFile(`/proc/${pid}/status`, 'utf8').catch(() => ''); // it has ended
