@@ -32,6 +32,8 @@ const stopped = new Promise<never>((_, reject) => {
   for (const name of ['SIGINT', 'SIGTERM'] as const) {
     process.on(name, () => {
       stoppedBy ??= name;
+      // A connection that the drop of its database cuts may throw where nobody can catch it.
+      process.on('uncaughtException', () => {});
       reject(new Error(`Stopped by ${name}.`));
     });
   }
