@@ -1,4 +1,4 @@
-import type { PgMaterializedView, PgTable } from 'drizzle-orm/pg-core';
+import type { PgColumn, PgMaterializedView, PgTable } from 'drizzle-orm/pg-core';
 
 /** The role whose members may read the reports, and what it takes to understand them. */
 export const readerRole = 'lead_conversions_reader';
@@ -35,8 +35,11 @@ export interface ViewProperties<Column extends string = string, Key extends stri
    * silently makes one. The index is named after view and columns, `…_key`.
    */
   uniqueKey: readonly [Key, ...Key[]];
-  /** The tables and views that it reads. A refresh sees to it that it still reads these and no others under their names. */
-  reads: readonly (PgTable | PgMaterializedView)[];
+  /**
+   * The columns that it reads. A refresh sees to it that the view still reads these,
+   * and not what had their names when the view was created.
+   */
+  reads: readonly PgColumn[];
   /** Indexes for readers, and what each is for. They are named after view and columns, `…_idx`. */
   indexes?: readonly { on: readonly [Column, ...Column[]]; comment: string }[];
 }

@@ -154,7 +154,7 @@ test('a column without a comment does not compile, nor does a key that may be NU
   withProperties(view, { comment, columns });
   // @ts-expect-error: note may be NULL
   withProperties(view, { comment, columns, uniqueKey: ['note'] });
-  const indexed = { comment, columns, uniqueKey: ['id'], reads: [notes] } as const;
+  const indexed = { comment, columns, uniqueKey: ['id'], reads: [notes.id] } as const;
   // @ts-expect-error: there is no column text
   withProperties(view, { ...indexed, indexes: [{ on: ['text'], comment }] });
   expect(withProperties(view, indexed)).toBe(view);

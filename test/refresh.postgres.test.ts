@@ -106,7 +106,7 @@ describe('of refreshes that overlap,', () => {
         });
       }
       await vi.waitUntil(() => left === 1, { timeout: 30_000 });
-      pid = await sessionThatRuns(session, 'refresh materialized view%');
+      pid = await sessionThatRuns(session, 'alter materialized view%');
     });
     const results = await Promise.all(refreshes);
     expect(results.map(({ code }) => code).toSorted()).toEqual([0, 75, 75, 75, 75, 75, 75, 75]);

@@ -444,6 +444,7 @@ describe('before it begins, a refresh says what is wrong and what to do:', () =>
           : [
               `grant maintain, select on ${views} to ${role}`,
               `grant insert, select, update on view_refreshes to ${role}`,
+              `grant select on dim_branch, dim_user, fct_credit_pack_purchases, fct_membership_purchases to ${role}`,
             ]),
         `set role ${role}`,
       );

@@ -88,7 +88,7 @@ describe('when the process', () => {
         said += text;
       });
       await sessionsThatWait(session);
-      const pid = await sessionThatRuns(session, 'refresh materialized view%');
+      const pid = await sessionThatRuns(session, 'alter materialized view%');
       network.cut();
       await vi.waitUntil(
         () => said.includes('Skipped: a refresh or a migration is already running'),

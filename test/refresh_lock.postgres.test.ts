@@ -198,6 +198,7 @@ describe('a vacuum of the history', () => {
         await superuser`alter materialized view fct_client_conversion_events owner to refresher`;
         await superuser`alter materialized view fct_lead_conversions owner to refresher`;
         await superuser`grant select, insert, update on view_refreshes to refresher`;
+        await superuser`grant select on dim_branch, dim_user, fct_credit_pack_purchases, fct_membership_purchases to refresher`;
         await superuser.end();
         expect(
           await run(urlAs('refresher'), 'npm run refresh', [

@@ -95,8 +95,8 @@ export async function lookAtInputs(
 ): Promise<{ looks: Look[]; isSame: boolean } | undefined> {
   const looks: Look[] = [];
   let isSame = inputs.length === before.length;
-  for (const { oid, schema, name, isVisible } of inputs) {
-    if (!isVisible || schema === null || name === null) {
+  for (const { oid, schema, name, isReadable, isExact } of inputs) {
+    if (!isReadable || !isExact || schema === null || name === null) {
       return undefined;
     }
     const earlier = before.find(({ relation }) => relation === oid);
@@ -108,28 +108,114 @@ export async function lookAtInputs(
 }
 
 /**
- * A hash of what the clocks of all time zones in use show at the start of every
- * week from 1970 to 2040, and of every quarter from 1900 on. It is another one
- * after an upgrade of the time zone data that moves local times, also where a
- * change of the clocks moves by a week.
+ * Whether the first view shows no purchase, no user and no clock but those that the
+ * looks before its REFRESH have seen. The REFRESH reads a little later than the
+ * looks. What was committed in between is found by the next look, unless it was
+ * deleted again by then: rows that were there for the REFRESH alone. So the view
+ * may be taken for what the looks have seen if it has a row for each user that they
+ * counted, and all that its rows refer to is there and was written before.
+ */
+export async function isComputedFrom(
+  tx: Transaction,
+  rows: number,
+  lookOf: (name: string) => Look | undefined,
+): Promise<boolean> {
+  const ageOf = (name: string) => sql`age((${lookOf(name)?.snapshotXmin ?? '0'}::text::xid8)::xid)`;
+  const isOld = (name: string) =>
+    sql`coalesce(age(${sql.identifier(name)}.xmin) > ${ageOf(name)}, false)`;
+  const [strangers] = await tx
+    .select({
+      areShown: sql<boolean>`
+        exists (
+          select
+          from public.fct_client_conversion_events as events
+          left join public.dim_branch using (branch_id)
+          where events.branch_id is not null and not ${isOld('dim_branch')}
+        )
+        or exists (
+          select
+          from public.fct_client_conversion_events as events
+          left join public.fct_membership_purchases
+            on events.user_id = fct_membership_purchases.user_id
+            and events.first_user_membership_id = fct_membership_purchases.user_membership_id
+          where events.first_user_membership_id is not null
+            and not ${isOld('fct_membership_purchases')}
+        )
+        or exists (
+          select
+          from public.fct_client_conversion_events as events
+          left join public.fct_credit_pack_purchases
+            on events.user_id = fct_credit_pack_purchases.user_id
+            and events.first_credit_pack_id = fct_credit_pack_purchases.credit_pack_id
+          where events.first_credit_pack_id is not null
+            and not ${isOld('fct_credit_pack_purchases')}
+        )`,
+    })
+    .from(sql`(values (1)) as once`);
+  return lookOf('dim_user')?.rows === rows && strangers?.areShown === false;
+}
+
+/**
+ * A hash of when the clocks of all time zones in use change from 1970 to 2040, to
+ * the minute, and of what they show. It is another one after an upgrade of the time
+ * zone data that moves local times. A change is seen if it lasts for four weeks, or
+ * for a quarter before 1970; the instant of it is found by halving.
  *
  * Throws what Postgres says of a zone that it does not know (22023).
  */
 export async function hashClocks(tx: Transaction): Promise<string> {
-  const [clocks] = await tx
-    .select({ hash: sql<string>`coalesce(md5(string_agg(zone || hash, ',' order by zone)), '')` })
-    .from(sql`(
-      select distinct coalesce(timezone_id, 'UTC') collate "C" as zone
-      from public.dim_branch
-    ) as zones
-    cross join lateral (
-      select md5(string_agg(timestamp_send(instant at time zone zone), '' order by instant)) as hash
-      from (
-        select generate_series(timestamp '1900-01-01', '1969-10-01', '3 months') at time zone 'UTC'
+  const offsetAt = (instant: string): SQL =>
+    sql.raw(`date_part('epoch', to_timestamp(${instant}) at time zone zone) - ${instant}`);
+  const [clocks] = await tx.select({ hash: sql<string>`hash` }).from(sql`(
+      with recursive
+      zones as (
+        select distinct coalesce(timezone_id, 'UTC') collate "C" as zone from public.dim_branch
+      ),
+      -- Seconds since 1970: each quarter from 1900 on, then every four weeks until 2040.
+      samples as (
+        select zone, instant, ${offsetAt('instant')} as utc_offset
+        from zones
+        cross join (
+          select generate_series(-2208988800::bigint, -1, 7889400)
+          union all
+          select generate_series(0::bigint, 2208988800, 2419200)
+        ) as instants (instant)
+      ),
+      pairs as (
+        select
+          zone,
+          lag(instant) over neighbors as since,
+          instant as until,
+          lag(utc_offset) over neighbors as offset_since,
+          utc_offset as offset_until
+        from samples
+        window neighbors as (partition by zone order by instant)
+      ),
+      spans as (
+        select * from pairs where offset_since <> offset_until
         union all
-        select generate_series(timestamp '1970-01-01', '2040-01-01', '7 days') at time zone 'UTC'
-      ) as instants (instant)
-    ) as hashes`);
+        select
+          zone,
+          case when offset_middle = offset_since then middle else since end,
+          case when offset_middle = offset_since then until else middle end,
+          offset_since,
+          case when offset_middle = offset_since then offset_until else offset_middle end
+        from (
+          select *, ${offsetAt('middle')} as offset_middle
+          from (select *, (since + until) / 2 as middle from spans where until - since > 60) as halved
+          -- For speed: the offset is computed once.
+          offset 0
+        ) as halves
+      )
+      select coalesce(
+        md5(string_agg(concat_ws(' ', zone, until, offset_until), ',' order by zone, until)), ''
+      ) as hash
+      from (
+        select zone, until, offset_until from spans where until - since <= 60
+        union all
+        select zone, until, offset_until from pairs where since is null
+      ) as changes
+    ) as clocks`);
   return clocks?.hash ?? '';
 }
 

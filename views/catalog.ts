@@ -1,6 +1,7 @@
 import { getTableName, getViewName, is, type SQL, sql } from 'drizzle-orm';
 import {
   getMaterializedViewConfig,
+  type PgColumn,
   type PgDatabase,
   type PgMaterializedView,
   type PgQueryResultHKT,
@@ -17,6 +18,8 @@ export interface CatalogedView {
   populated: boolean;
   /** The role as which Postgres computes it. */
   owner: string;
+  /** Whether the current role is that one, or a member of it. */
+  isOwned: boolean;
   /** What its definition refers to, but for what is Postgres' own. */
   inputs: Input[];
 }
@@ -27,19 +30,21 @@ export interface Input {
   /** Null for a function. */
   schema: string | null;
   name: string | null;
+  isTable: boolean;
+  isReadable: boolean;
   /**
-   * Whether this role can tell if its rows have changed: it is an ordinary table
-   * or materialized view without children, whose rows it may read, all of them.
+   * Whether it is known if its rows have changed: it is an ordinary table or
+   * materialized view without children, and no policy hides rows of it.
    */
-  isVisible: boolean;
+  isExact: boolean;
 }
 
 /** A relation of ours by its name, whatever the search_path; NULL if it is not there. */
 export const relationOf = (name: string): SQL => sql`to_regclass(${`public.${name}`})`;
 
-/** What a relation's rule refers to: relations, and functions that are not Postgres' own. */
+/** What a relation's rule refers to: relations and their columns, and functions that are not Postgres' own. */
 const readBy = (relation: SQL): SQL => sql`
-  select distinct pg_depend.refobjid as oid
+  select distinct pg_depend.refobjid as oid, pg_depend.refobjsubid as column_number
   from pg_rewrite
   inner join pg_depend
     on pg_depend.classid = 'pg_rewrite'::regclass
@@ -51,18 +56,41 @@ const readBy = (relation: SQL): SQL => sql`
 const inputsOf = (relation: SQL): SQL => sql`
   select coalesce(json_agg(json_build_object(
     'oid', read.oid::bigint,
-    'schema', relnamespace::regnamespace::text,
+    'schema', nspname,
     'name', relname,
-    'isVisible', coalesce(
+    'isTable', coalesce(relkind in ('r', 'p', 'v'), false),
+    'isReadable', coalesce(has_table_privilege(read.oid, 'select'), false),
+    'isExact', coalesce(
       relkind in ('r', 'm')
         and relam = (select oid from pg_am where amname = 'heap')
         and not relhassubclass
-        and has_table_privilege(read.oid, 'select')
         and not row_security_active(read.oid),
       false)
   ) order by read.oid), '[]')
-  from (${readBy(relation)}) as read
-  left join pg_class on read.oid = pg_class.oid`;
+  from (select distinct oid from (${readBy(relation)}) as columns) as read
+  left join pg_class on read.oid = pg_class.oid
+  left join pg_namespace on relnamespace = pg_namespace.oid`;
+
+/** The columns of a table or view that a view reads, as they are called now. */
+interface ReadColumns {
+  oid: number;
+  columns: string[];
+}
+
+const columnsOf = (relation: SQL): SQL => sql`
+  select coalesce(json_agg(json_build_object('oid', oid::bigint, 'columns', columns)), '[]')
+  from (
+    select read.oid, json_agg(attname order by attnum) as columns
+    from (${readBy(relation)}) as read
+    inner join pg_attribute on attrelid = read.oid and attnum = read.column_number
+    group by read.oid
+  ) as read_columns`;
+
+/** The relations that a view is declared to read, by name, and what goes by that name now. */
+interface DeclaredRelation {
+  name: string;
+  oid: number | null;
+}
 
 /** A unique index, and what keeps REFRESH … CONCURRENTLY from using it. */
 interface UniqueIndex {
@@ -110,8 +138,10 @@ export async function catalogView(
         from pg_index
         where indrelid = pg_class.oid and indisunique
       )`,
+      isOwned: sql<boolean>`pg_has_role(relowner, 'usage')`,
       inputs: sql<Input[]>`(${inputsOf(sql`pg_class.oid`)})`,
-      declared: sql<{ name: string; oid: number | null }[]>`(
+      readColumns: sql<ReadColumns[]>`(${columnsOf(sql`pg_class.oid`)})`,
+      declared: sql<DeclaredRelation[]>`(
         select coalesce(json_agg(json_build_object(
           'name', name, 'oid', to_regclass(format('public.%I', name))::oid::bigint
         )), '[]')
@@ -123,7 +153,7 @@ export async function catalogView(
   if (!found) {
     throw missing(name, undefined);
   }
-  const { oid, populated, role, owner, uniqueIndexes, inputs, declared } = found;
+  const { oid, populated, role, owner, isOwned, uniqueIndexes, inputs, declared } = found;
   if (!found.isMaterialized) {
     throw new Error(`${name} is not a materialized view in this database.`);
   }
@@ -138,24 +168,48 @@ export async function catalogView(
       `${name} has no unique index that REFRESH … CONCURRENTLY can use${flaws ? `: ${flaws}` : ''}. Create the one of its migration again.`,
     );
   }
-  const unread = declared.find((input) => !inputs.some(({ oid }) => oid === input.oid));
-  if (unread) {
-    const others = inputs
-      .filter(({ oid }) => !declared.some((input) => input.oid === oid))
-      .map((input) => input.name ?? `the function ${input.oid}`);
-    const instead = others.length > 0 ? `, but ${others.join(' and ')}` : '';
+  for (const relation of declared) {
+    const read = found.readColumns.find(({ oid }) => oid === relation.oid);
+    const strange = read?.columns.find(
+      (column) => !declaredColumns(view, relation.name).includes(column),
+    );
+    if (!read || strange !== undefined) {
+      const what = read ? `reads ${strange} of ${relation.name}` : `does not read ${relation.name}`;
+      throw new Error(
+        `${name} ${what}. A view goes on reading the tables and columns with which it was created, also after they were renamed or moved. It reads ${inputs.map(nameOf).join(', ')}. Rename them back, and bring the rows into what the view reads, or create the view anew with the statements of its migration.`,
+      );
+    }
+  }
+  const unreadable = inputs.find(({ isTable, isReadable }) => isTable && !isReadable);
+  if (unreadable) {
     throw new Error(
-      `${name} does not read ${unread.name}${instead}. A view goes on reading the table with which it was created, also after that was renamed. Give the table that it reads the name ${unread.name} again and load the rows into it, or create the view anew with the statements of its migration.`,
+      `The role ${role} may not read ${nameOf(unreadable)}, which a refresh locks and counts. Grant it select on that table.`,
     );
   }
-  return { view, name, oid, populated, owner, inputs };
+  return { view, name, oid, populated, owner, isOwned, inputs };
 }
 
-/** The names of what a view is declared to read. */
-export const declaredInputs = (view: PgMaterializedView): string[] =>
-  (propertiesOf(view)?.reads ?? []).map((input) =>
-    is(input, PgTable) ? getTableName(input) : getViewName(input),
-  );
+const nameOf = ({ oid, schema, name }: Input): string =>
+  name === null ? `the function ${oid}` : schema === 'public' ? name : `${schema}.${name}`;
+
+/** The name of the table or view that a column belongs to. */
+const relationNameOf = (column: PgColumn): string => {
+  const relation: unknown = column.table;
+  return is(relation, PgTable)
+    ? getTableName(relation)
+    : getViewName(relation as PgMaterializedView);
+};
+
+/** The names of the columns of a relation that a view is declared to read. */
+const declaredColumns = (view: PgMaterializedView, relation: string): string[] =>
+  (propertiesOf(view)?.reads ?? [])
+    .filter((column) => relationNameOf(column) === relation)
+    .map(({ name }) => name);
+
+/** The names of the tables and views that a view is declared to read. */
+export const declaredInputs = (view: PgMaterializedView): string[] => [
+  ...new Set((propertiesOf(view)?.reads ?? []).map(relationNameOf)),
+];
 
 /** Says that a relation is not there, and why: another one of ours is there, or none is. */
 export const missing = (relation: string, other: string | undefined): Error =>
@@ -216,7 +270,7 @@ export async function lockHoldersInTheWay(
       when ${relationOf(view)} then pg_locks.mode <> 'AccessShareLock'
       when ${relationOf(history)} then pg_locks.mode !~ '^(Access|Row)Share|^RowExclusive'
       else pg_locks.mode = 'AccessExclusiveLock'
-        and pg_locks.relation in (${readBy(relationOf(view))})
+        and pg_locks.relation in (select oid from (${readBy(relationOf(view))}) as read)
     end`);
   const holders = await db.select({ holder: sql<string>`holder` }).from(sql`(${locks}) as holders`);
   return holders.map(({ holder }) => holder);

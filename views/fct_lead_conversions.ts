@@ -149,7 +149,20 @@ order by
         'What the row counts as a conversion: MEMBERSHIP memberships only, USER_CREDIT credit packs only, ALL both. A report reads one of the three.',
     },
     uniqueKey: ['userId', 'clientConversionEventFilter'],
-    reads: [fctClientConversionEvents],
+    reads: [
+      fctClientConversionEvents.userId,
+      fctClientConversionEvents.branchId,
+      fctClientConversionEvents.localUserCreatedAt,
+      fctClientConversionEvents.clientConversionEventType,
+      fctClientConversionEvents.firstUserMembershipId,
+      fctClientConversionEvents.firstLocalMembershipPurchasedAt,
+      fctClientConversionEvents.firstMembershipName,
+      fctClientConversionEvents.firstMembershipSource,
+      fctClientConversionEvents.firstCreditPackId,
+      fctClientConversionEvents.firstLocalCreditPackPurchaseAt,
+      fctClientConversionEvents.firstCreditPackName,
+      fctClientConversionEvents.firstCreditPackSource,
+    ],
     indexes: [
       {
         on: ['branchId', 'localUserCreatedAt'],

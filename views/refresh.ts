@@ -21,6 +21,8 @@ import {
   branchesOfUnknownZones,
   hashClocks,
   identify,
+  isComputedFrom,
+  type Look,
   lookAt,
   lookAtInputs,
 } from './basis.ts';
@@ -210,12 +212,16 @@ async function refreshInTransaction(session: Session, bounds: Bounds): Promise<O
       return { ...facts, result: { outcome: 'skipped', reason, views: [] } };
     }
     await lockTables(tx, found);
+    for (const view of found) {
+      viewAtWork = view;
+      await lockView(tx, view);
+    }
     // Again, because whoever had the locks before may have replaced or renamed something.
     const catalog = await preflight(tx);
     const circumstances: Circumstances = {
       ...(await identify(tx)),
       clocks: await readClocks(tx, catalog),
-      force: bounds.force,
+      isForced: bounds.force || !catalog.every(({ isOwned }) => isOwned),
       maxLoss,
     };
     const views: ViewRefresh[] = [];
@@ -379,16 +385,31 @@ const namesOf = (view: PgMaterializedView): string[] => [
 ];
 
 /**
- * Keeps the tables that are read from being renamed or altered before the views are
- * computed, so that what is looked at is what is read.
+ * Keeps the tables that are read from being renamed, altered or truncated before the
+ * views are computed, so that what is looked at is what is read. A REFRESH that
+ * waited for the lock itself would read with the snapshot from before its wait, and
+ * find a table empty that was truncated and filled again meanwhile.
+ * https://www.postgresql.org/docs/16/mvcc-caveats.html
  */
 async function lockTables(tx: Session, catalog: CatalogedView[]): Promise<void> {
   const tables = catalog
     .flatMap(({ inputs }) => inputs)
-    .filter(({ oid, isVisible }) => isVisible && !catalog.some((view) => view.oid === oid))
+    .filter(({ isTable }) => isTable)
     .map(({ schema, name }) => sql`${sql.identifier(schema ?? '')}.${sql.identifier(name ?? '')}`);
   if (tables.length > 0) {
     await tx.execute(sql`lock table ${sql.join(tables, sql`, `)} in access share mode`);
+  }
+}
+
+/**
+ * Keeps others from refreshing a view, also one that is left alone. LOCK TABLE does
+ * not take materialized views. This statement takes SHARE UPDATE EXCLUSIVE on the
+ * view, and changes nothing, since no index of it is marked for CLUSTER. It is for
+ * owners: where the role is none, the views are recomputed every time.
+ */
+async function lockView(tx: Session, { view, isOwned }: CatalogedView): Promise<void> {
+  if (isOwned) {
+    await tx.execute(sql`alter materialized view ${view} set without cluster`);
   }
 }
 
@@ -397,7 +418,7 @@ async function readClocks(tx: Session, catalog: CatalogedView[]): Promise<string
   const branches = catalog
     .flatMap(({ inputs }) => inputs)
     .find(({ schema, name }) => schema === 'public' && name === getTableName(dimBranch));
-  return branches?.isVisible ? await hashClocks(tx) : undefined;
+  return branches?.isReadable && branches.isExact ? await hashClocks(tx) : undefined;
 }
 
 /** What is the same for all views of a refresh. */
@@ -407,7 +428,8 @@ interface Circumstances {
   /** See `Basis`. Undefined where this role cannot tell. */
   database: number;
   clocks: string | undefined;
-  force: boolean;
+  /** Whether to recompute views that may be up to date. */
+  isForced: boolean;
   /** In percent. */
   maxLoss: number;
 }
@@ -420,15 +442,16 @@ interface Circumstances {
  */
 async function refreshView(
   tx: Session,
-  { view, name, oid, populated, inputs }: CatalogedView,
-  { server, database, clocks, force, maxLoss }: Circumstances,
+  cataloged: CatalogedView,
+  { server, database, clocks, isForced, maxLoss }: Circumstances,
 ): Promise<ViewRefresh> {
+  const { view, name, oid, populated, inputs } = cataloged;
   const started = performance.now();
   const self = { oid, schema: 'public', name };
   const last = await lastBasis(tx, name, server);
   const comparable = last?.database === database && last.zones === clocks ? last : undefined;
   const looks = await lookAtInputs(tx, inputs, comparable?.inputs);
-  const mayBeUnchanged = populated && !force && comparable && looks?.isSame;
+  const mayBeUnchanged = populated && !isForced && comparable && looks?.isSame;
   const found = mayBeUnchanged ? await lookAt(tx, self, comparable.view) : undefined;
   const mode = !populated ? 'populate' : found?.isSame ? 'unchanged' : 'concurrently';
 
@@ -442,6 +465,7 @@ async function refreshView(
   }
   const after = await changesInTransaction(tx, oid);
   const { look } = found?.isSame ? found : await lookAt(tx, self);
+  const isKnown = found?.isSame || (looks && (await isComputed(tx, cataloged, look, looks.looks)));
   const refresh: ViewRefresh = {
     view: name,
     mode,
@@ -457,11 +481,29 @@ async function refreshView(
     packageVersion: packageJson.version,
     server,
     basis:
-      looks && clocks !== undefined
+      isKnown && looks && clocks !== undefined
         ? { database, zones: clocks, inputs: looks.looks, view: look }
         : null,
   });
   return refresh;
+}
+
+/** Whether a view that was just refreshed is known to be computed from what the looks at its inputs have seen. */
+async function isComputed(
+  tx: Session,
+  { view, inputs }: CatalogedView,
+  { rows }: Look,
+  looks: Look[],
+): Promise<boolean> {
+  if (view === fctClientConversionEvents) {
+    const lookOf = (name: string) => {
+      const input = inputs.find((it) => it.name === name);
+      return looks.find(({ relation }) => relation === input?.oid);
+    };
+    return await isComputedFrom(tx, rows, lookOf);
+  }
+  // Nobody else can have changed the views that it reads, which are locked.
+  return inputs.every(({ name }) => viewsInOrder.some((other) => getViewName(other) === name));
 }
 
 /** The basis on which a view was last up to date, if it is known. */
@@ -480,7 +522,15 @@ async function lastBasis(tx: Session, view: string, server: string): Promise<Bas
   return last.writtenBy === String(looked) ? last.basis : undefined;
 }
 
-/** Throws if the refresh of the first view takes away more of the users, or of the clients, than is allowed. */
+/** What must not suddenly be missing from the first view: its users, and its clients under each filter. */
+const guarded = {
+  users: sql`true`,
+  clients: sql`${fctClientConversionEvents.leadStatus} = 'CLIENT'`,
+  'clients by membership': sql`${fctClientConversionEvents.firstUserMembershipId} is not null`,
+  'clients by credit pack': sql`${fctClientConversionEvents.firstCreditPackId} is not null`,
+};
+
+/** Throws if the refresh of the first view takes away a larger share of anything guarded than is allowed. */
 async function guardingAgainstLoss(
   tx: Session,
   view: PgMaterializedView,
@@ -492,25 +542,22 @@ async function guardingAgainstLoss(
     return;
   }
   const count = async () => {
-    const [counts] = await tx
-      .select({
-        users: sql`count(*)`.mapWith(Number),
-        clients:
-          sql`count(*) filter (where ${fctClientConversionEvents.leadStatus} = 'CLIENT')`.mapWith(
-            Number,
-          ),
-      })
-      .from(fctClientConversionEvents);
-    return counts ?? { users: 0, clients: 0 };
+    const counts = Object.entries(guarded).map(
+      ([of, condition]) => [of, sql`count(*) filter (where ${condition})`.mapWith(Number)] as const,
+    );
+    const [row = {}] = await tx.select(Object.fromEntries(counts)).from(fctClientConversionEvents);
+    return row as Record<string, number>;
   };
   const before = await count();
   await refresh();
   const after = await count();
-  for (const of of ['users', 'clients'] as const) {
-    if ((before[of] - after[of]) * 100 > before[of] * maxLoss) {
-      const percent = Math.round((1000 * (before[of] - after[of])) / before[of]) / 10;
+  for (const of of Object.keys(guarded)) {
+    const [was, is] = [before[of] ?? 0, after[of] ?? 0];
+    // With room for what a product of decimal fractions is off.
+    if ((was - is) * 100 > was * maxLoss + 1e-6) {
+      const percent = Math.ceil((10_000 * (was - is)) / was) / 100;
       throw new Error(
-        `Nothing was refreshed, because ${getViewName(view)} would have ${after[of]} ${of} instead of ${before[of]}, a loss of ${percent} %. Check that the input tables are complete. If they are, allow the loss with --max-loss 100%, which is ${maxLoss}% now.`,
+        `Nothing was refreshed, because ${getViewName(view)} would have ${is} ${of} instead of ${was}, a loss of ${percent} %. Check that the input tables are complete. If they are, allow the loss with --max-loss 100%, which is ${maxLoss}% now.`,
       );
     }
   }
@@ -545,16 +592,18 @@ async function explainFailure(
   }
   const ask = <Answer>(question: (tx: Session) => PromiseLike<Answer>) =>
     pinned(session, statementTimeout, question);
+  const holdersInTheWay = () =>
+    ask((tx) => lockHoldersInTheWay(tx, view.name, getTableName(viewRefreshes)));
   if (cause.code === QUERY_CANCELED) {
+    const holders = await holdersInTheWay();
+    const waiting = holders.length > 0 ? ` In its way: ${holders.join(', ')}.` : '';
     return new Error(
-      `${view.name} was not refreshed: ${cause.message}. The statement timeout was ${statementTimeout}.`,
+      `${view.name} was not refreshed: ${cause.message}. The statement timeout was ${statementTimeout}.${waiting}`,
       { cause },
     );
   }
   if (cause.code === LOCK_NOT_AVAILABLE) {
-    const holders = await ask((tx) =>
-      lockHoldersInTheWay(tx, view.name, getTableName(viewRefreshes)),
-    );
+    const holders = await holdersInTheWay();
     const holding = holders.join(', ') || 'the session that held it has ended since';
     return new Error(
       `${view.name} was not refreshed, for want of a lock within ${lockTimeout}: ${holding}.`,
@@ -584,15 +633,20 @@ function describeZones(unknown: Awaited<ReturnType<typeof branchesOfUnknownZones
   return `Nothing was refreshed, because the server does not know the time zones of some branches any more: ${zones.join('; ')}. Either write the current name of each zone to dim_branch.timezone_id, such as America/New_York for US/Eastern, or install the legacy names on the server: the package tzdata-legacy on Debian and Ubuntu.`;
 }
 
-/** Which tables that a view reads have row-level security. */
-async function tablesWithPolicies(tx: Session, { inputs }: CatalogedView): Promise<string[]> {
+/** Which tables that a view reads have row-level security that holds for its owner. */
+async function tablesWithPolicies(
+  tx: Session,
+  { inputs, owner }: CatalogedView,
+): Promise<string[]> {
   const oids = JSON.stringify(inputs.map(({ oid }) => oid));
   const tables = await tx
     .select({ name: sql<string>`relname` })
     .from(sql`pg_class`)
-    .where(sql`relrowsecurity and oid::bigint in (
-      select oid::bigint from json_array_elements_text(${oids}::json) as inputs (oid)
-    )`)
+    .where(sql`relrowsecurity
+      and (relforcerowsecurity or not pg_has_role(${owner}::name, relowner, 'usage'))
+      and oid::bigint in (
+        select oid::bigint from json_array_elements_text(${oids}::json) as inputs (oid)
+      )`)
     .orderBy(sql`relname`);
   return tables.map(({ name }) => name);
 }

@@ -75,8 +75,8 @@ async function lockHistory(tx: Session, timeoutMs: number): Promise<boolean> {
 /**
  * Why there is to be no refresh, by who has its lock. A session that holds off
  * refreshes has locked nothing else but what it reads of other tables, unlike a
- * VACUUM, an ANALYZE or a change of the history, which lock its indexes or write
- * to the catalog.
+ * VACUUM, an ANALYZE or a change of the history, which lock its indexes, write to
+ * the catalog, or report their progress.
  */
 async function reasonNotToRefresh(tx: Session): Promise<string | undefined> {
   const isRefresh = sql<boolean>`exists (
@@ -105,6 +105,10 @@ async function reasonNotToRefresh(tx: Session): Promise<string | undefined> {
               select indexrelid from pg_index where indrelid = pg_locks.relation
             )
           )
+      ) and pg_locks.pid not in (
+        select pid from pg_stat_progress_vacuum
+        union all select pid from pg_stat_progress_analyze
+        union all select pid from pg_stat_progress_create_index
       )`,
     })
     .from(sql`pg_locks left join pg_stat_activity on pg_locks.pid = pg_stat_activity.pid`)

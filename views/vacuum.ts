@@ -70,8 +70,15 @@ export async function vacuum(
     }
     if (after.deadRows && deletedBy) {
       const holders = after.holders.join(', ') || 'a session that has ended since';
+      const rows =
+        after.deadRows === 1 ? '1 dead row remains' : `${after.deadRows} dead rows remain`;
       return [
-        `${view} was ${done} and vacuumed, but ${after.deadRows} dead rows remain in it, which ${holders} might still want to read. The view grows with every refresh until that ends.`,
+        `${view} was ${done} and vacuumed, but ${rows} in it, which ${holders} might still want to read. The view grows with every refresh until that ends.`,
+      ];
+    }
+    if (overdue.signal.aborted) {
+      return [
+        `${view} was ${done} and vacuumed, which took longer than the statement timeout of ${statementTimeout}. It can only be cancelled on a second connection.`,
       ];
     }
     return [];
