@@ -111,10 +111,11 @@ describe('npm run generate', () => {
   });
 
   test('drops a column that the old view read after that view', async () => {
-    await tree.edit('views/fct_client_conversion_events.ts', [
-      `coalesce(dim_branch.timezone_id, 'UTC')`,
-      `'UTC'`,
-    ]);
+    await tree.edit(
+      'views/fct_client_conversion_events.ts',
+      [`coalesce(dim_branch.timezone_id, 'UTC')`, `'UTC'`],
+      ['      dimBranch.timezoneId,\n', ''],
+    );
     await tree.edit(
       'schema/dim_branch.ts',
       [`timezoneId: varchar('timezone_id'),`, ''],
@@ -350,6 +351,15 @@ export const branchUsers = withProperties(
     );
     expect((await generated()).heading).toMatch(
       /^Changes dim_user\. Replaces fct_lead_conversions\.$/,
+    );
+  });
+
+  test('refuses a view that reads a column which it is not declared to read', async () => {
+    await tree.edit('views/fct_client_conversion_events.ts', ['      dimUser.createdAt,\n', '']);
+    await tree.edit('schema/dim_user.ts', [`'Name of the user.'`, `'Full name of the user.'`]);
+    await refused(
+      generate('--name', 'reads'),
+      /^Declare in "reads" what the view reads\. A refresh would say: fct_client_conversion_events reads created_at of dim_user\. /,
     );
   });
 

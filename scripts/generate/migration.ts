@@ -8,7 +8,7 @@ import {
 } from 'drizzle-orm/pg-core';
 import { pinSearchPath } from '../../schema/columns.ts';
 import { readerRole, readerRoleComment } from '../../schema/properties.ts';
-import { lockHolders } from '../../views/catalog.ts';
+import { catalogView, lockHolders } from '../../views/catalog.ts';
 import { viewsInOrder } from '../../views/refresh.ts';
 import { explain } from '../command.ts';
 import { migrationsTable } from '../database.ts';
@@ -132,6 +132,7 @@ export async function completeMigration(
       await add(statement.replace(/ CASCADE;$/, ';'));
     }
     refuseDifferences(declared, await readRelations(db));
+    await refuseUndeclaredReads(db);
   });
   return beginning(header, migration);
 }
@@ -188,6 +189,7 @@ export async function completeBaseline(
       await addGrants(name, 'public');
     }
     refuseDifferences(declared, await readRelations(db));
+    await refuseUndeclaredReads(db);
   });
   return beginning(
     'All that lead-conversions keeps in a database: the input tables, the history of the refreshes, the two reports, and the role that reads them. Written by "npm run generate -- --baseline" from what schema/ and views/ declare.',
@@ -602,6 +604,17 @@ function placeOf(error: unknown, statement: string): string {
   const { position } = (error as { cause?: { position?: string } }).cause ?? {};
   const before = statement.slice(0, Number(position ?? 1)).split('\n').length;
   return `line ${before}: ${statement.split('\n')[before - 1]?.trim()}`;
+}
+
+/** Throws an Error that names what a view reads although it is not declared to. */
+async function refuseUndeclaredReads(db: PgDatabase<PgQueryResultHKT>): Promise<void> {
+  for (const view of viewsInOrder) {
+    await catalogView(db, view).catch((error) => {
+      throw new Error(
+        `Declare in "reads" what the view reads. A refresh would say: ${error.message}`,
+      );
+    });
+  }
 }
 
 /** Throws an Error that names what is not as it is declared. */
