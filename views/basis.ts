@@ -1,3 +1,4 @@
+import { isDeepStrictEqual } from 'node:util';
 import { type SQL, sql } from 'drizzle-orm';
 import type { PgDatabase, PgQueryResultHKT } from 'drizzle-orm/pg-core';
 import type { Input } from './catalog.ts';
@@ -86,12 +87,14 @@ function isComparable(before: Look, look: Look): boolean {
 
 /**
  * Looks at all that a view reads, and compares it with the looks before. Returns
- * undefined if there is something that cannot be looked at.
+ * undefined if there is something that cannot be looked at. A view that was just
+ * left alone needs no second look if it is compared with the same one.
  */
 export async function lookAtInputs(
   tx: Transaction,
   inputs: Input[],
   before: Look[] = [],
+  leftAlone: { before: Look; look: Look }[] = [],
 ): Promise<{ looks: Look[]; isSame: boolean } | undefined> {
   const looks: Look[] = [];
   let isSame = inputs.length === before.length;
@@ -100,11 +103,25 @@ export async function lookAtInputs(
       return undefined;
     }
     const earlier = before.find(({ relation }) => relation === oid);
-    const comparison = await lookAt(tx, { oid, schema, name }, earlier);
+    const known = leftAlone.find((view) => isDeepStrictEqual(view.before, earlier));
+    const comparison = known
+      ? { look: known.look, isSame: true }
+      : await lookAt(tx, { oid, schema, name }, earlier);
     looks.push(comparison.look);
     isSame &&= comparison.isSame;
   }
   return { looks, isSame };
+}
+
+/**
+ * Which transactions had ended, as text. As long as it is the same, none has ended
+ * since, and every statement in between has seen the same rows.
+ */
+export async function snapshotOf(tx: Transaction): Promise<string | undefined> {
+  const [current] = await tx
+    .select({ snapshot: sql<string>`pg_current_snapshot()::text` })
+    .from(sql`(values (1)) as once`);
+  return current?.snapshot;
 }
 
 /**
@@ -165,34 +182,30 @@ export async function isComputedFrom(
  */
 export async function hashClocks(tx: Transaction): Promise<string> {
   const offsetAt = (instant: string): SQL =>
-    sql.raw(`date_part('epoch', to_timestamp(${instant}) at time zone zone) - ${instant}`);
+    sql.raw(`date_part('epoch', to_timestamp(${instant}) at time zone zone)::bigint - ${instant}`);
   const [clocks] = await tx.select({ hash: sql<string>`hash` }).from(sql`(
       with recursive
       zones as (
         select distinct coalesce(timezone_id, 'UTC') collate "C" as zone from public.dim_branch
       ),
-      -- Seconds since 1970: each quarter from 1900 on, then every four weeks until 2040.
-      samples as (
-        select zone, instant, ${offsetAt('instant')} as utc_offset
-        from zones
-        cross join (
-          select generate_series(-2208988800::bigint, -1, 7889400)
-          union all
-          select generate_series(0::bigint, 2208988800, 2419200)
-        ) as instants (instant)
+      -- In seconds since 1970: the quarters from 1900 on, then every four weeks until 2040.
+      periods (since, until) as (
+        select since, since + 7889400
+        from generate_series(-2208988800::bigint, -1, 7889400) as since
+        union all
+        select since, since + 2419200
+        from generate_series(0::bigint, 2208988800, 2419200) as since
       ),
-      pairs as (
+      clocks as (
         select
-          zone,
-          lag(instant) over neighbors as since,
-          instant as until,
-          lag(utc_offset) over neighbors as offset_since,
-          utc_offset as offset_until
-        from samples
-        window neighbors as (partition by zone order by instant)
+          zone, since, until,
+          ${offsetAt('since')} as offset_since,
+          ${offsetAt('until')} as offset_until
+        from zones
+        cross join periods
       ),
-      spans as (
-        select * from pairs where offset_since <> offset_until
+      changes as (
+        select * from clocks where offset_since <> offset_until
         union all
         select
           zone,
@@ -202,7 +215,9 @@ export async function hashClocks(tx: Transaction): Promise<string> {
           case when offset_middle = offset_since then offset_until else offset_middle end
         from (
           select *, ${offsetAt('middle')} as offset_middle
-          from (select *, (since + until) / 2 as middle from spans where until - since > 60) as halved
+          from (
+            select *, (since + until) / 2 as middle from changes where until - since > 60
+          ) as halved
           -- For speed: the offset is computed once.
           offset 0
         ) as halves
@@ -211,11 +226,11 @@ export async function hashClocks(tx: Transaction): Promise<string> {
         md5(string_agg(concat_ws(' ', zone, until, offset_until), ',' order by zone, until)), ''
       ) as hash
       from (
-        select zone, until, offset_until from spans where until - since <= 60
+        select zone, until, offset_until from changes where until - since <= 60
         union all
-        select zone, until, offset_until from pairs where since is null
-      ) as changes
-    ) as clocks`);
+        (select distinct on (zone) zone, since, offset_since from clocks order by zone, since)
+      ) as known
+    ) as hashed`);
   return clocks?.hash ?? '';
 }
 

@@ -25,6 +25,7 @@ import {
   type Look,
   lookAt,
   lookAtInputs,
+  snapshotOf,
 } from './basis.ts';
 import {
   type CatalogedView,
@@ -221,6 +222,7 @@ async function refreshInTransaction(session: Session, bounds: Bounds): Promise<O
     const circumstances: Circumstances = {
       ...(await identify(tx)),
       clocks: await readClocks(tx, catalog),
+      leftAlone: [],
       isForced: bounds.force || !catalog.every(({ isOwned }) => isOwned),
       maxLoss,
     };
@@ -430,6 +432,8 @@ interface Circumstances {
   clocks: string | undefined;
   /** Whether to recompute views that may be up to date. */
   isForced: boolean;
+  /** The views that were left alone so far, which are locked, with their bases before and the looks at them now. */
+  leftAlone: { before: Look; look: Look }[];
   /** In percent. */
   maxLoss: number;
 }
@@ -443,17 +447,22 @@ interface Circumstances {
 async function refreshView(
   tx: Session,
   cataloged: CatalogedView,
-  { server, database, clocks, isForced, maxLoss }: Circumstances,
+  { server, database, clocks, isForced, leftAlone, maxLoss }: Circumstances,
 ): Promise<ViewRefresh> {
   const { view, name, oid, populated, inputs } = cataloged;
   const started = performance.now();
   const self = { oid, schema: 'public', name };
+  const snapshot = await snapshotOf(tx);
   const last = await lastBasis(tx, name, server);
   const comparable = last?.database === database && last.zones === clocks ? last : undefined;
-  const looks = await lookAtInputs(tx, inputs, comparable?.inputs);
+  const looks = await lookAtInputs(tx, inputs, comparable?.inputs, leftAlone);
   const mayBeUnchanged = populated && !isForced && comparable && looks?.isSame;
   const found = mayBeUnchanged ? await lookAt(tx, self, comparable.view) : undefined;
   const mode = !populated ? 'populate' : found?.isSame ? 'unchanged' : 'concurrently';
+
+  if (found?.isSame && comparable) {
+    leftAlone.push({ before: comparable.view, look: found.look });
+  }
 
   const before = await changesInTransaction(tx, oid);
   if (mode === 'populate') {
@@ -465,7 +474,10 @@ async function refreshView(
   }
   const after = await changesInTransaction(tx, oid);
   const { look } = found?.isSame ? found : await lookAt(tx, self);
-  const isKnown = found?.isSame || (looks && (await isComputed(tx, cataloged, look, looks.looks)));
+  const isKnown =
+    found?.isSame ||
+    snapshot === (await snapshotOf(tx)) ||
+    (looks && (await isComputed(tx, cataloged, look, looks.looks)));
   const refresh: ViewRefresh = {
     view: name,
     mode,
