@@ -86,6 +86,12 @@ filtered_conversions as (
     from public.fct_client_conversion_events as events
     cross join conversion_filters
 
+    -- For speed: the final order, here already, where a row has fewer columns.
+    order by
+        user_id asc,
+        client_conversion_event_type asc nulls last,
+        client_conversion_event_filter asc
+
 )
 
 -- One row per user and filter: the columns of figure 1.4.2 of the requirements.
@@ -126,8 +132,8 @@ select
 from filtered_conversions
 order by
     user_id asc,
-    client_conversion_event_type collate "C" asc nulls last,
-    client_conversion_event_filter collate "C" asc
+    client_conversion_event_type asc nulls last,
+    client_conversion_event_filter asc
 `),
   {
     comment:
