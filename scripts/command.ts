@@ -45,7 +45,7 @@ export async function run(work: () => Promise<void>, variable?: string): Promise
 /** What a driver, Node.js or Postgres has thrown. */
 type Reason = Error & Partial<Record<'code' | 'syscall' | 'detail' | 'hint', string>>;
 
-function reasonOf(error: unknown): Reason {
+export function reasonOf(error: unknown): Reason {
   // Drizzle puts what the database said behind the statement that failed.
   const reason = error instanceof DrizzleQueryError ? error.cause : error;
   if (reason instanceof AggregateError) {
@@ -93,7 +93,7 @@ export function isTransient(error: unknown): boolean {
 }
 
 /** The code of what Postgres has said, also where that was put in other words. */
-const codeOf = ({ code, cause }: Reason): string =>
+export const codeOf = ({ code, cause }: Reason): string =>
   code ?? (cause as Reason | undefined)?.code ?? '';
 
 const isUnreachable = ({ syscall, code }: Reason) =>

@@ -40,6 +40,13 @@ export async function withDatabase<Result>(
   }
 }
 
+interface OpenOptions {
+  /** Told what a server notes while it works. */
+  onNotice?: (message: string) => void;
+  /** Whether an embedded database may be new, and is created then. */
+  isNew?: boolean;
+}
+
 /**
  * Opens the database that DATABASE_URL names: `postgres://…` for a server,
  * `pglite:PATH` for the embedded database in that folder. A server is first
@@ -48,7 +55,10 @@ export async function withDatabase<Result>(
  * Throws an Error that says what to do when the variable is not set, or names
  * neither. The URL, which may hold a password, is in no message.
  */
-export async function openDatabase(url = process.env.DATABASE_URL): Promise<Database> {
+export async function openDatabase(
+  url = process.env.DATABASE_URL,
+  { onNotice = () => {}, isNew = false }: OpenOptions = {},
+): Promise<Database> {
   if (!url) {
     throw new Error(
       'DATABASE_URL is not set. Set it to postgres://USER:PASSWORD@HOST:PORT/DATABASE, or to pglite:PATH for the embedded database.',
@@ -56,7 +66,7 @@ export async function openDatabase(url = process.env.DATABASE_URL): Promise<Data
   }
   if (url.startsWith('pglite:')) {
     const folder = url.slice('pglite:'.length);
-    if (!existsSync(join(folder, 'PG_VERSION'))) {
+    if (!isNew && !existsSync(join(folder, 'PG_VERSION'))) {
       throw new Error(
         `There is no database in ${folder}. Make one with "npx drizzle-kit migrate", which reads DATABASE_URL too.`,
       );
@@ -68,7 +78,7 @@ export async function openDatabase(url = process.env.DATABASE_URL): Promise<Data
       'DATABASE_URL is neither postgres://USER:PASSWORD@HOST:PORT/DATABASE, with special characters percent-encoded, nor pglite:PATH.',
     );
   }
-  return openServer(url);
+  return openServer(url, onNotice);
 }
 
 /** Nor several hosts, which postgres.js takes: where none answers, it never gives up. */
@@ -77,12 +87,12 @@ export const isServerUrl = (url: string): boolean =>
 
 const dialect = new PgDialect();
 
-function openServer(url: string): Database {
+function openServer(url: string, onNotice: (message: string) => void): Database {
   const client = postgres(url, {
     max: 2, // the second to cancel what the first is doing
     // No arrays are read or written here, and an error of that query is caught by nobody.
     fetch_types: false,
-    onnotice: () => {},
+    onnotice: ({ message = '' }) => onNotice(message),
     connection: { application_name: 'lead-conversions' },
   });
   const begin = client.begin.bind(client);

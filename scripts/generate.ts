@@ -1,3 +1,4 @@
+import { randomUUID } from 'node:crypto';
 import { readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
@@ -9,13 +10,8 @@ import { migrate } from 'drizzle-orm/pglite/migrator';
 import { run } from './command.ts';
 import { migrations, migrationsTable, openPglite } from './database.ts';
 import { declarations, declaredRelations } from './generate/catalog.ts';
-import {
-  type Changes,
-  completeBaseline,
-  completeMigration,
-  firstStatement,
-  textOf,
-} from './generate/migration.ts';
+import { type Changes, completeBaseline, completeMigration, textOf } from './generate/migration.ts';
+import { firstStatement } from './generate/statements.ts';
 
 const usage = `npm run generate -- --name WHAT_CHANGED
 
@@ -68,34 +64,64 @@ await run(async () => {
   if (!last) {
     throw new Error(`There are no migrations in ${folder} to go on from.`);
   }
+  refuseOtherOrder(journal);
   for (const { tag } of journal.entries) {
     refuseOtherBeginnings(tag);
   }
   const declared = declaredRelations();
-  const previous = JSON.parse(readFileSync(snapshotFile(last.idx), 'utf8'));
+  const previous: Snapshot = JSON.parse(readFileSync(snapshotFile(last.idx), 'utf8'));
   const current = generateDrizzleJson(declarations, previous.id);
   const changes = await changesBetween(previous, current);
-  const migration = await inPglite(
+  // Drizzle skips a migration that is not later than those before it.
+  const when = Math.max(Date.now(), last.when + 1);
+  const files = await inPglite(
     (db) => migrate(db, migrations),
-    (db) => completeMigration(db, declared, changes),
+    (db) => completeMigration(db, declared, changes, when),
   );
-  if (migration.length === 0) {
+  if (files.length === 0) {
     console.log('Nothing to generate: the migrations make what schema/ and views/ declare.');
     return;
   }
   if (values.check) {
     throw new Error(
-      `The migrations do not make what schema/ and views/ declare. Run "npm run generate -- --name WHAT_CHANGED", which writes:\n\n${textOf(migration)}`,
+      `The migrations do not make what schema/ and views/ declare. Run "npm run generate -- --name WHAT_CHANGED", which writes:\n\n${files.map(textOf).join('\n')}`,
     );
   }
 
-  const idx = last.idx + 1;
-  const tag = `${prefixOf(idx)}_${values.name}`;
-  // Drizzle skips a migration that is not later than those before it.
-  const when = Math.max(Date.now(), last.when + 1);
-  journal.entries.push({ ...last, idx, when, tag });
-  write(migration, current, journal);
+  const tablesFirst = { ...current, ...tablesOfBoth(previous, current), id: randomUUID() };
+  const snapshots =
+    files.length === 1 ? [current] : [tablesFirst, { ...current, prevId: tablesFirst.id }];
+  files.forEach((migration, index) => {
+    const idx = last.idx + 1 + index;
+    const isOfTables = index < files.length - 1;
+    const tag = `${prefixOf(idx)}_${values.name}${isOfTables ? '_tables' : ''}`;
+    journal.entries.push({ ...last, idx, when: when + index, tag });
+    write(migration, snapshots[index] as Snapshot, journal);
+  });
 });
+
+/** What there is once the tables have what is new, the views are as before, and nothing is dropped yet. */
+function tablesOfBoth(previous: Snapshot, current: Snapshot): Pick<Snapshot, 'tables' | 'views'> {
+  type Tables = Record<string, { columns: object }>;
+  const [old, all] = [previous.tables as Tables, current.tables as Tables];
+  const tables = Object.entries(all).map(([name, table]) => [
+    name,
+    { ...table, columns: { ...old[name]?.columns, ...table.columns } },
+  ]);
+  return { tables: { ...old, ...Object.fromEntries(tables) }, views: previous.views };
+}
+
+/** Throws if Drizzle would skip a migration, such as one of two branches that were merged. */
+function refuseOtherOrder({ entries }: Journal): void {
+  entries.forEach((entry, index) => {
+    const before = entries[index - 1];
+    if (before && !(entry.idx > before.idx && entry.when > before.when)) {
+      throw new Error(
+        `In ${journalFile} the migration ${entry.tag} does not come after ${before.tag} by both its idx and its when, so a database that has ${before.tag} would never get it. Take the later one of the two out of the journal, delete its files, and generate it again.`,
+      );
+    }
+  });
+}
 
 /** Writes the last migration of the journal, and the journal. */
 function write(migration: string[], snapshot: Snapshot, journal: Journal): void {

@@ -393,7 +393,7 @@ describe('a refresh', () => {
   });
 
   test('that does not end in time is named, and nothing has changed', async () => {
-    await change(["lock_timeout = '5min'", "lock_timeout = '1s'"]);
+    await change(["lock_timeout TO '5min'", "lock_timeout TO '1s'"]);
     const before = await state();
     await owner.begin(async (session) => {
       const [holder] = await session<{ pid: number }[]>`select pg_backend_pid() as pid`;

@@ -262,7 +262,7 @@ async function refreshInTransaction(session: Session, bounds: Bounds): Promise<O
 }
 
 /** A share in percent. Throws an Error that shows what is none. */
-function percentOf(text: string): number {
+export function percentOf(text: string): number {
   const [, number = ''] = /^(\d+(?:\.\d+)?) ?%$/.exec(text) ?? [];
   if (number === '' || Number(number) > 100) {
     throw new Error(

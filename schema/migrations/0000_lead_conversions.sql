@@ -6,11 +6,17 @@
 -- others have created under the same names, in a schema that everybody may
 -- write to, is never meant.
 SET LOCAL search_path TO pg_catalog, pg_temp;--> statement-breakpoint
+SET LOCAL statement_timeout TO 0;--> statement-breakpoint
+SET LOCAL lock_timeout TO '10s';--> statement-breakpoint
+SET LOCAL citus.multi_shard_modify_mode TO 'sequential';--> statement-breakpoint
 DO $$
 BEGIN
 	IF to_regclass('drizzle.lead_conversions_migrations') IS NULL THEN
 		RAISE EXCEPTION 'The migrations of lead-conversions are recorded in drizzle.lead_conversions_migrations, apart from those of other apps. Migrate with migrationsTable: ''lead_conversions_migrations''.';
 	END IF;
+	SET LOCAL lock_timeout TO '10min';
+	LOCK TABLE drizzle.lead_conversions_migrations IN SHARE UPDATE EXCLUSIVE MODE;
+	SET LOCAL lock_timeout TO '10s';
 	IF EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'drizzle.lead_conversions_migrations'::regclass) THEN
 		RAISE EXCEPTION 'Somebody has put a trigger on drizzle.lead_conversions_migrations. Nothing is migrated while it is there.';
 	END IF;

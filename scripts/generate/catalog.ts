@@ -192,7 +192,11 @@ const columnComments = (
 ): Comment[] => [
   { on: 'RELATION', name, text: comment },
   ...entries.map(
-    ([key, column]): Comment => ({ on: 'COLUMN', name: column.name, text: columns[key] ?? null }),
+    ([key, column]): Comment => ({
+      on: 'COLUMN',
+      name: column.name,
+      text: columns[key] || undeclared(`The column ${column.name} of ${name}`),
+    }),
   ),
 ];
 

@@ -1,18 +1,39 @@
 import { isDeepStrictEqual } from 'node:util';
-import { type SQL, sql } from 'drizzle-orm';
+import { DrizzleQueryError, getViewName, sql } from 'drizzle-orm';
 import {
   getMaterializedViewConfig,
   type PgDatabase,
-  PgDialect,
   type PgQueryResultHKT,
 } from 'drizzle-orm/pg-core';
-import { pinSearchPath } from '../../schema/columns.ts';
-import { readerRole, readerRoleComment } from '../../schema/properties.ts';
-import { catalogView, lockHolders } from '../../views/catalog.ts';
+import { readerRole } from '../../schema/properties.ts';
+import { catalogView } from '../../views/catalog.ts';
+import { fctClientConversionEvents } from '../../views/fct_client_conversion_events.ts';
 import { viewsInOrder } from '../../views/refresh.ts';
 import { explain } from '../command.ts';
-import { migrationsTable } from '../database.ts';
 import { type Comment, columnOrder, type Grant, type Relation, readRelations } from './catalog.ts';
+import {
+  bounds,
+  countBefore,
+  createKept,
+  createReaderRole,
+  dropOnceUnread,
+  firstStatement,
+  literal,
+  lockRefreshes,
+  lockTablesOncePossible,
+  putBack,
+  putBackLast,
+  records,
+  refuseLoss,
+  refuseOtherDatabases,
+  refuseUselessGrants,
+  revokeAll,
+  revokeNote,
+  scratch,
+  type TableLock,
+  takeTurn,
+  writeDown,
+} from './statements.ts';
 
 /** What drizzle-kit says of a change. */
 export interface Changes {
@@ -22,119 +43,296 @@ export interface Changes {
   creations: string[];
 }
 
-/** Where the new views are until they take the places of the old ones. */
-const scratch = 'lead_conversions_new';
+type Session = PgDatabase<PgQueryResultHKT>;
 
-/** Where drizzle-kit records what it has migrated. */
-const records = `drizzle.${migrationsTable}`;
+/** What a migration is made of, as the phases of making it see it. */
+interface Plan {
+  declared: Relation[];
+  creations: string[];
+  /** What the migrations before have made. */
+  made: Relation[];
+  /** Views of which drizzle-kit says that they change. */
+  changed: string[];
+  /** Views that there are already and that change, or read what changes: each before what it reads. */
+  old: string[];
+  /** Views to create, each after what it reads. */
+  created: string[];
+  /** Changes of tables that come first. */
+  changes: string[];
+  /** Drops of what an old view may still read, which come last. */
+  drops: string[];
+  /** Whether what changes can only change while the views that read it are not there. */
+  isUnderViews: boolean;
+}
 
-const render = (fragment: SQL) => new PgDialect().sqlToQuery(fragment).sql;
-
-/** The statement with which every migration begins. */
-export const firstStatement = `${render(pinSearchPath).replace(/^.* to /, 'SET LOCAL search_path TO ')};`;
+/** What adds a statement to a migration once it has been tried. */
+type Add = (statement: string, note?: string) => Promise<void>;
 
 /**
  * Makes a migration of what drizzle-kit says: with comments, grants and the
  * views' indexes as they are declared, and with every view that changes replaced
- * side by side. Returns its statements, none if there is nothing to change.
+ * side by side. Returns the statements of each file that it takes, none if there
+ * is nothing to change. Where tables and views change, the tables have a file, and
+ * so a transaction, of their own: its locks are not held while the views are filled.
  *
  * Each statement is tried as it is made, in the given database, which has all
- * earlier migrations. Throws an Error with the statement that fails, or one that
- * names what would not become as it is declared.
+ * earlier migrations, and in which nothing remains. Throws an Error with the
+ * statement that fails, or one that names what would not become as it is declared.
+ * The first file is recorded under `createdAt`, the second under the next number.
  */
 export async function completeMigration(
-  database: PgDatabase<PgQueryResultHKT>,
+  database: Session,
   declared: Relation[],
   { statements, creations }: Changes,
-): Promise<string[]> {
-  const migration: string[] = [];
-  let header = '';
-  await database.transaction(async (db) => {
-    const { add, addCompletion, addGrants } = writerOf(db, declared, migration);
-    await db.execute(firstStatement);
-    const changed = statements.filter(isOfView).map(viewOf);
-    const reading = await viewsReading(db, changed);
-    const old = reading.filter(
-      (view) => changed.includes(view) || declared.some(({ name }) => name === view),
-    );
-    const created = viewNames().filter((name) => changed.includes(name) || old.includes(name));
-    const replaced = created.filter((name) => old.includes(name));
-    const place = old.length > 0 ? scratch : 'public';
-    const newTables = statements.flatMap((it) => /^CREATE TABLE (\S+)/.exec(it)?.[1] ?? []);
-    header = headerOf({ statements, changed, old, created });
-
-    if (old.length > 0) {
-      await add(
-        lockRefreshes,
-        'What is new is filled while the old can still be read, and takes its place at the end. No refresh runs meanwhile: this waits up to five minutes for one that does, and then names it.',
-      );
-    }
-    const sequencesBefore = await sequences(db);
-    for (const statement of statements.filter((it) => !isOfView(it) && !isLast(it))) {
+  createdAt: number,
+): Promise<string[][]> {
+  const files: string[][] = [];
+  const file = async (db: Session, heading: (plan: Plan) => string, phase: Phase, plan: Plan) => {
+    const { add, migration } = writerOf(db);
+    for (const statement of [firstStatement, ...bounds]) {
       await add(statement);
     }
-    const newSequences = (await sequences(db)).filter((it) => !sequencesBefore.includes(it));
-    const standing = declared.filter(({ name }) => !created.includes(name));
-    const surplus = surplusIndexes(standing, await readRelations(db));
-    for (const { name } of standing) {
-      await addCompletion(name, 'public');
+    await add(takeTurn(createdAt + files.length));
+    await add(
+      lockRefreshes,
+      'No refresh runs meanwhile: this waits up to five minutes for one that does, and then names it.',
+    );
+    const begun = migration.length;
+    await phase(db, plan, add);
+    if (migration.length > begun) {
+      files.push(beginningWith(heading(plan), migration));
     }
-
-    if (old.length > 0) {
-      await add(
-        `CREATE SCHEMA "${scratch}";`,
-        'The new views are in a schema of their own at first. REFRESH fills them, because transactions that began before see its rows too.',
-      );
-    }
-    if (created.length > 0) {
-      await add(takeAllRows, takeAllRowsNote);
-    }
-    for (const name of created) {
-      await add(creationOf(name, creations, created, place));
-      await add(`REFRESH MATERIALIZED VIEW "${place}"."${name}";`);
-      await addCompletion(name, place);
-      await add(`ANALYZE "${place}"."${name}";`);
-    }
-    if (replaced.length > 0) {
-      await add(
-        keepOwners(replaced),
-        'The new views belong to whom the old ones belong to, whoever migrates.',
-      );
-    }
-    const newRelations = [
-      ...newTables,
-      ...newSequences,
-      ...created.map((name) => `"${place}"."${name}"`),
-    ];
-    if (newRelations.length > 0) {
-      await add(revokeAll(newRelations), revokeNote);
-    }
-    for (const { name } of standing) {
-      await addGrants(name, 'public');
-    }
-    for (const name of created) {
-      await addGrants(name, place);
-    }
-
-    if (surplus.length > 0 || old.length > 0) {
-      await add(
-        dropOnceUnread(surplus, old),
-        'The only time that readers wait. This waits 0.3 seconds for those who are reading, then lets everybody go on, and tries again a second later. A view of somebody else that reads what is dropped is not dropped with it, but stops the migration and is named.',
-      );
-    }
-    if (old.length > 0) {
-      for (const name of created) {
-        await add(`ALTER MATERIALIZED VIEW "${scratch}"."${name}" SET SCHEMA "public";`);
-      }
-      await add(`DROP SCHEMA "${scratch}";`);
-    }
-    for (const statement of statements.filter(isLast)) {
-      await add(statement.replace(/ CASCADE;$/, ';'));
+  };
+  await rolledBack(database, async (db) => {
+    await db.execute(firstStatement);
+    const plan = await planOf(db, declared, statements, creations);
+    const touchesViews = plan.old.length > 0 || plan.created.length > 0;
+    if (plan.changes.length > 0 && touchesViews && !plan.isUnderViews) {
+      await file(db, headingOfTables, changeTables, plan);
+      await file(db, headingOf, replaceViews, { ...plan, changes: [] });
+    } else {
+      await file(db, headingOf, touchesViews ? replaceViews : changeTables, plan);
     }
     refuseDifferences(declared, await readRelations(db));
     await refuseUndeclaredReads(db);
   });
-  return beginning(header, migration);
+  return files;
+}
+
+/** A part of a migration, which may be a file of its own. */
+type Phase = (db: Session, plan: Plan, add: Add) => Promise<void>;
+
+async function planOf(
+  db: Session,
+  declared: Relation[],
+  statements: string[],
+  creations: string[],
+): Promise<Plan> {
+  const ofTables = statements.filter((it) => !isOfView(it) && !isLast(it));
+  const underViews = await tablesUnderViews(db, ofTables);
+  const changed = statements.filter(isOfView).map(viewOf);
+  const reading = await viewsReading(db, [...changed, ...underViews]);
+  const old = reading.filter(
+    (view) => changed.includes(view) || declared.some(({ name }) => name === view),
+  );
+  return {
+    declared,
+    creations,
+    made: await readRelations(db),
+    changed,
+    old,
+    created: viewNames().filter((name) => changed.includes(name) || old.includes(name)),
+    changes: ofTables,
+    drops: statements.filter((it) => !isOfView(it) && isLast(it)),
+    isUnderViews: underViews.length > 0,
+  };
+}
+
+/** Changes tables, and what is declared of the tables and views that stay. */
+async function changeTables(db: Session, plan: Plan, add: Add): Promise<void> {
+  await lockChanging(plan.changes, plan.made, add);
+  const sequencesBefore = await sequences(db);
+  for (const statement of plan.changes) {
+    await add(statement);
+  }
+  const newSequences = (await sequences(db)).filter((it) => !sequencesBefore.includes(it));
+  const newTables = plan.changes.flatMap((it) => /^CREATE TABLE (\S+)/.exec(it)?.[1] ?? []);
+  const standing = plan.declared.filter(
+    ({ name, kind }) => !plan.created.includes(name) && (kind === 'TABLE' || !touches(plan)),
+  );
+  const surplus = surplusIndexes(standing, plan.made);
+  await complete(db, standing, 'public', add);
+  if (newTables.length + newSequences.length > 0) {
+    await add(revokeAll([...newTables, ...newSequences]), revokeNote);
+  }
+  await grant(db, standing, 'public', add);
+  if (surplus.length > 0 || (plan.drops.length > 0 && !touches(plan))) {
+    await add(dropOnceUnread(surplus, [], locksOf(plan.drops, plan.made)), exchangeNote);
+  }
+  if (!touches(plan)) {
+    await drop(plan, add);
+  }
+}
+
+const touches = ({ old, created }: Plan) => old.length > 0 || created.length > 0;
+
+/** Creates new views beside the old ones, fills them, and exchanges them. */
+async function replaceViews(db: Session, plan: Plan, add: Add): Promise<void> {
+  const { old, created, declared, made, creations } = plan;
+  const replaced = created.filter((name) => old.includes(name));
+  const place = replaced.length > 0 ? scratch : 'public';
+  const standing = declared.filter(({ name }) => !created.includes(name));
+  const surplus = surplusIndexes(standing, made);
+  if (replaced.length > 0) {
+    await add(
+      `CREATE SCHEMA "${scratch}";`,
+      'The new views are in a schema of their own at first. REFRESH fills them, because transactions that began before see its rows too.',
+    );
+  }
+  if (plan.isUnderViews) {
+    await writeDownOld(made, replaced, add);
+    await add(dropOnceUnread([], old, locksOf(plan.changes, made)), exchangeNote);
+    await changeTables(db, plan, add);
+  }
+  await complete(db, standing, 'public', add);
+  if (created.length > 0) {
+    await add(takeAllRows, takeAllRowsNote);
+  }
+  for (const name of created) {
+    await add(creationOf(name, creations, created, place));
+    await add(`REFRESH MATERIALIZED VIEW "${place}"."${name}";`);
+    await complete(db, relationsOf([name], declared), place, add);
+  }
+  if (created.length > 0) {
+    await add(revokeAll(created.map((name) => `"${place}"."${name}"`)), revokeNote);
+  }
+  await grant(db, standing, 'public', add);
+  await grant(db, relationsOf(created, declared), place, add);
+  if (!plan.isUnderViews) {
+    await writeDownOld(made, replaced, add);
+  }
+  if (replaced.length > 0) {
+    await add(putBack, 'What others have put on the old views, the new ones have too.');
+  }
+  for (const name of created) {
+    await add(`ANALYZE "${place}"."${name}";`);
+  }
+  if (replaced.includes(firstView)) {
+    await add(refuseLoss, 'Input that is half loaded is not taken for all that there is.');
+  }
+  const dropped = plan.isUnderViews ? [] : old;
+  const locks = locksOf(plan.drops, made);
+  if (surplus.length + dropped.length + locks.length > 0) {
+    await add(dropOnceUnread(surplus, dropped, locks), exchangeNote);
+  }
+  if (replaced.length > 0) {
+    for (const name of created) {
+      await add(`ALTER MATERIALIZED VIEW "${scratch}"."${name}" SET SCHEMA "public";`);
+    }
+    await add(putBackLast);
+    await add(`DROP TABLE "${scratch}"."kept";`);
+    await add(`DROP SCHEMA "${scratch}";`);
+  }
+  await drop(plan, add);
+}
+
+const exchangeNote =
+  'The only time that others wait. This waits 0.3 seconds for those who are using what changes, then lets everybody go on, and tries again a second later. A view of somebody else that reads what is dropped is not dropped with it, but stops the migration and is named.';
+
+/** Notes of views that are about to be replaced what the new ones are to have, too. */
+async function writeDownOld(made: Relation[], replaced: string[], add: Add): Promise<void> {
+  if (replaced.length > 0) {
+    await add(createKept);
+    await add(
+      writeDown(replaced, made),
+      'The owner of the old views, whoever migrates, and what others have put on them.',
+    );
+  }
+  if (replaced.includes(firstView)) {
+    await add(countBefore);
+  }
+}
+
+async function drop({ drops }: Plan, add: Add): Promise<void> {
+  for (const statement of drops) {
+    await add(statement.replace(/ CASCADE;$/, ';'));
+  }
+}
+
+/** Locks the tables that statements change, before the first of them does. */
+async function lockChanging(statements: string[], made: Relation[], add: Add): Promise<void> {
+  const locks = locksOf(statements, made);
+  if (locks.length > 0) {
+    await add(
+      lockTablesOncePossible(locks),
+      'This waits 0.3 seconds for those who are using the tables, then lets everybody go on, and tries again a second later.',
+    );
+  }
+}
+
+/** The locks that statements need on tables that there are already, one for each table. */
+function locksOf(statements: string[], made: Relation[]): TableLock[] {
+  const modes = ['ACCESS EXCLUSIVE', 'SHARE ROW EXCLUSIVE', 'SHARE'] as const;
+  const needed = statements.flatMap((statement): TableLock[] => {
+    const table = tableOf(statement);
+    const mode = /^CREATE (UNIQUE )?INDEX/.test(statement) ? 'SHARE' : 'ACCESS EXCLUSIVE';
+    const references = [...statement.matchAll(/ REFERENCES "public"\."([^"]+)"/g)];
+    return [
+      ...(table ? [{ table, mode } as const] : []),
+      ...references.map(([, table = '']) => ({ table, mode: 'SHARE ROW EXCLUSIVE' }) as const),
+    ];
+  });
+  return made.flatMap(({ name: table }) => {
+    const mode = modes.find((mode) =>
+      needed.some((lock) => lock.table === table && lock.mode === mode),
+    );
+    return mode ? [{ table, mode }] : [];
+  });
+}
+
+/**
+ * The tables of which Postgres refuses a change because a view reads what changes,
+ * such as the type of a column.
+ */
+async function tablesUnderViews(db: Session, statements: string[]): Promise<string[]> {
+  const tables: string[] = [];
+  await rolledBack(db, async (trial) => {
+    for (const statement of statements) {
+      const table = tableOf(statement) ?? '';
+      if (tables.includes(table)) {
+        continue; // perhaps it builds on the statement that was refused
+      }
+      await trial
+        .transaction(async (savepoint) => {
+          await savepoint.execute(sql.raw(statement));
+        })
+        .catch((error) => {
+          const { code } = (error instanceof DrizzleQueryError ? error.cause : error) as {
+            code?: string;
+          };
+          // DEPENDENT_OBJECTS_STILL_EXIST, FEATURE_NOT_SUPPORTED
+          if (code === '2BP01' || code === '0A000') {
+            tables.push(table);
+          }
+        });
+    }
+  });
+  return tables;
+}
+
+/** Does work in a transaction that is rolled back when it is done. */
+async function rolledBack(db: Session, work: (tx: Session) => Promise<void>): Promise<void> {
+  const done = new Error('done');
+  await db
+    .transaction(async (tx) => {
+      await work(tx);
+      throw done;
+    })
+    .catch((error) => {
+      if (error !== done) {
+        throw error;
+      }
+    });
 }
 
 /**
@@ -144,17 +342,18 @@ export async function completeMigration(
  * completeMigration does.
  */
 export async function completeBaseline(
-  database: PgDatabase<PgQueryResultHKT>,
+  database: Session,
   declared: Relation[],
   { statements, creations }: Changes,
   tables: string[],
 ): Promise<string[]> {
-  const migration: string[] = [];
   const noteOf = (name: string) => named(name, declared)?.comments[0]?.text ?? '';
-  await database.transaction(async (db) => {
-    const { add, addCompletion, addGrants } = writerOf(db, declared, migration);
-    await db.execute(firstStatement);
-    await add(refuseOtherDatabases);
+  const written: string[] = [];
+  await rolledBack(database, async (db) => {
+    const { add, migration } = writerOf(db);
+    for (const statement of [firstStatement, ...bounds, refuseOtherDatabases]) {
+      await add(statement);
+    }
     for (const statement of statements.filter((it) => !isOfView(it) && !tableOf(it))) {
       await add(statement);
     }
@@ -167,34 +366,38 @@ export async function completeBaseline(
           statement === ofTable[0] ? noteOf(table) : undefined,
         );
       }
-      await addCompletion(table, 'public');
+      await complete(db, relationsOf([table], declared), 'public', add);
     }
     const views = viewNames();
     await add(takeAllRows, takeAllRowsNote);
     for (const view of views) {
       await add(creationOf(view, creations, views, 'public'), noteOf(view));
       await add(`REFRESH MATERIALIZED VIEW "public"."${view}";`);
-      await addCompletion(view, 'public');
+      await complete(db, relationsOf([view], declared), 'public', add);
       await add(`ANALYZE "public"."${view}";`);
     }
     await add(
       createReaderRole,
       'Roles belong to the whole server, so another database may have made this one before, or be making it at this moment.',
     );
-    const relations = [...tables, ...views].map((name) => `"public"."${name}"`);
-    await add(revokeAll([...relations, records], 'drizzle'), revokeNote);
+    const names = [...tables, ...views];
+    await add(
+      revokeAll([...names.map((name) => `"public"."${name}"`), records], 'drizzle'),
+      revokeNote,
+    );
     await add(`GRANT USAGE ON SCHEMA "public" TO "${readerRole}";`);
     await add(refuseUselessGrants);
-    for (const name of [...tables, ...views]) {
-      await addGrants(name, 'public');
-    }
+    await grant(db, relationsOf(names, declared), 'public', add);
     refuseDifferences(declared, await readRelations(db));
     await refuseUndeclaredReads(db);
+    written.push(
+      ...beginningWith(
+        'All that lead-conversions keeps in a database: the input tables, the history of the refreshes, the two reports, and the role that reads them. Written by "npm run generate -- --baseline" from what schema/ and views/ declare.',
+        migration,
+      ),
+    );
   });
-  return beginning(
-    'All that lead-conversions keeps in a database: the input tables, the history of the refreshes, the two reports, and the role that reads them. Written by "npm run generate -- --baseline" from what schema/ and views/ declare.',
-    migration,
-  );
+  return written;
 }
 
 const takeAllRows = 'SET LOCAL row_security TO off;';
@@ -202,20 +405,20 @@ const takeAllRows = 'SET LOCAL row_security TO off;';
 const takeAllRowsNote =
   'Where row-level security would keep rows from the owner of a view, REFRESH then fails, rather than fill the view with what is left.';
 
+const firstView = getViewName(fctClientConversionEvents);
+
 const viewNames = () => viewsInOrder.map((view) => getMaterializedViewConfig(view).name);
 
-/** A migration with the statement before it with which every one begins, if it does anything. */
-const beginning = (header: string, migration: string[]) =>
-  migration.length === 0
-    ? []
-    : [
-        `${comment(header)}\n--\n${comment('Names in here are those of pg_catalog, or have their schema with them. What others have created under the same names, in a schema that everybody may write to, is never meant.')}\n${firstStatement}`,
-        ...migration,
-      ];
+/** A migration with the words before it that say what it does. */
+const beginningWith = (heading: string, [first, ...others]: string[]) => [
+  `${comment(heading)}\n--\n${comment('Names in here are those of pg_catalog, or have their schema with them. What others have created under the same names, in a schema that everybody may write to, is never meant.')}\n${first}`,
+  ...others,
+];
 
 /** What adds statements to a migration once they have been tried. */
-function writerOf(db: PgDatabase<PgQueryResultHKT>, declared: Relation[], migration: string[]) {
-  const add = async (statement: string, note?: string) => {
+function writerOf(db: Session): { add: Add; migration: string[] } {
+  const migration: string[] = [];
+  const add: Add = async (statement, note) => {
     await db.execute(sql.raw(statement)).catch((error) => {
       throw new Error(
         `A statement of the migration would fail: ${explain(error)}\n${placeOf(error, statement)}`,
@@ -224,18 +427,24 @@ function writerOf(db: PgDatabase<PgQueryResultHKT>, declared: Relation[], migrat
     const text = statement.trimEnd();
     migration.push(note ? `${comment(note)}\n${text}` : text);
   };
-  const addAll =
-    (what: typeof completing) =>
-    async (name: string, inSchema: string): Promise<void> => {
-      const relation = named(name, declared);
-      if (relation) {
-        const actual = named(name, await readRelations(db, inSchema));
-        for (const statement of what(relation, actual, inSchema)) {
-          await add(statement);
-        }
+  return { add, migration };
+}
+
+/** Adds what gives relations the indexes and comments that are declared. */
+const complete = addingTo(completing);
+
+/** Adds what gives others the rights on relations that are declared. */
+const grant = addingTo(granting);
+
+function addingTo(what: typeof completing) {
+  return async (db: Session, relations: Relation[], inSchema: string, add: Add): Promise<void> => {
+    for (const relation of relations) {
+      const actual = named(relation.name, await readRelations(db, inSchema));
+      for (const statement of what(relation, actual, inSchema)) {
+        await add(statement);
       }
-    };
-  return { add, addCompletion: addAll(completing), addGrants: addAll(granting) };
+    }
+  };
 }
 
 /** The statement that creates a view, in a schema where it reads what is created there with it. */
@@ -270,7 +479,7 @@ const tableOf = (statement: string) => /(?:TABLE|ON) "public"\."([^"]+)"/.exec(s
 const isLast = (statement: string) => /^DROP TABLE |^ALTER TABLE \S+ DROP COLUMN /.test(statement);
 
 /** Those of these views that there are, and all that read them: each before what it reads. */
-async function viewsReading(db: PgDatabase<PgQueryResultHKT>, names: string[]): Promise<string[]> {
+async function viewsReading(db: Session, names: string[]): Promise<string[]> {
   const views = await db
     .select({ name: sql<string>`relname` })
     .from(sql`pg_class`)
@@ -296,7 +505,7 @@ async function viewsReading(db: PgDatabase<PgQueryResultHKT>, names: string[]): 
 }
 
 /** The sequences of the schema public, by name. */
-async function sequences(db: PgDatabase<PgQueryResultHKT>): Promise<string[]> {
+async function sequences(db: Session): Promise<string[]> {
   const rows = await db
     .select({ name: sql<string>`format('%I.%I', schemaname, sequencename)` })
     .from(sql`pg_sequences`)
@@ -305,32 +514,34 @@ async function sequences(db: PgDatabase<PgQueryResultHKT>): Promise<string[]> {
 }
 
 /** What a migration does, in sentences. */
-function headerOf({
-  statements,
-  changed,
-  old,
-  created,
-}: {
-  statements: string[];
-  changed: string[];
-  old: string[];
-  created: string[];
-}): string {
+function headingOf({ changes, drops, changed, old, created, isUnderViews }: Plan): string {
   const list = (names: string[]) => [...new Set(names)].join(' and ');
-  const tables = statements.flatMap((it) => tableOf(it) ?? []);
+  const tablesIn = (pattern: RegExp) =>
+    [...changes, ...drops].flatMap((it) => pattern.exec(it)?.[1] ?? []);
+  const newTables = tablesIn(/^CREATE TABLE "public"\."([^"]+)"/);
+  const goneTables = tablesIn(/^DROP TABLE "public"\."([^"]+)"/);
+  const tables = [...changes, ...drops]
+    .flatMap((it) => tableOf(it) ?? [])
+    .filter((table) => !newTables.includes(table) && !goneTables.includes(table));
+  const added = [...newTables, ...created.filter((name) => !old.includes(name))];
+  const removed = [...goneTables, ...old.filter((name) => !created.includes(name))];
   const replaced = created.filter((name) => old.includes(name) && changed.includes(name));
   const readers = created.filter((name) => old.includes(name) && !changed.includes(name));
-  const added = created.filter((name) => !old.includes(name));
-  const removed = old.filter((name) => !created.includes(name));
   const sentences = [
     tables.length > 0 && `Changes ${list(tables)}.`,
+    added.length > 0 && `Adds ${list(added)}.`,
     removed.length > 0 && `Removes ${list(removed)}.`,
     replaced.length > 0 &&
       `Replaces ${[list(replaced), ...readers.map((name) => `${name}, which reads it`)].join(', and ')}.`,
-    added.length > 0 && `Adds ${list(added)}.`,
+    isUnderViews &&
+      `Takes ${list(old)} down and creates ${old.length > 1 ? 'them' : 'it'} anew, because ${old.length > 1 ? 'they read' : 'it reads'} what changes: readers wait until the end.`,
   ].filter(Boolean);
   return sentences.join(' ') || 'Says in the database what is declared of its tables and views.';
 }
+
+/** What a migration does that comes before the one of the views. */
+const headingOfTables = (plan: Plan) =>
+  `${headingOf({ ...plan, drops: [], old: [], created: [] })} The views follow in the next migration, so that nobody waits for these tables while they are filled.`;
 
 /** The statements that give a relation the indexes and comments that drizzle-kit has no words for. */
 function completing(declared: Relation, actual: Relation | undefined, inSchema: string): string[] {
@@ -406,198 +617,16 @@ const surplusIndexes = (declared: Relation[], actual: Relation[]): string[] =>
 const named = <Item extends { name: string }>(name: string, items: Item[]): Item | undefined =>
   items.find((item) => item.name === name);
 
+const relationsOf = (names: string[], declared: Relation[]): Relation[] =>
+  names.flatMap((name) => named(name, declared) ?? []);
+
 /** The items of a list that are not, exactly so, in another. */
 const without = <Item>(items: Item[] = [], others: Item[] = []): Item[] =>
   items.filter((item) => !others.some((other) => isDeepStrictEqual(item, other)));
 
-const literal = (text: string | null) =>
-  text === null ? 'NULL' : `'${text.replaceAll("'", "''")}'`;
-
 /** A comment of SQL, in lines of 80 characters. */
 const comment = (text: string): string =>
   text.replace(/(\S{78,}|.{1,77})(?:\s+|$)/g, '-- $1\n').trimEnd();
-
-/** Stops where a migration cannot be the first of its database. */
-const refuseOtherDatabases = `DO $$
-BEGIN
-	IF to_regclass('${records}') IS NULL THEN
-		RAISE EXCEPTION 'The migrations of lead-conversions are recorded in ${records}, apart from those of other apps. Migrate with migrationsTable: ''${migrationsTable}''.';
-	END IF;
-	IF EXISTS (SELECT FROM pg_trigger WHERE tgrelid = '${records}'::regclass) THEN
-		RAISE EXCEPTION 'Somebody has put a trigger on ${records}. Nothing is migrated while it is there.';
-	END IF;
-	IF to_regclass('public.dim_branch') IS NOT NULL THEN
-		IF EXISTS (SELECT FROM ${records}) THEN
-			RAISE EXCEPTION 'This database is migrated already, as ${records} says: by another deploy at this moment, or by an earlier baseline, which needs a new database. Migrate with the schema drizzle and migrationsTable: ''${migrationsTable}''.';
-		END IF;
-		RAISE EXCEPTION 'This database was migrated by an earlier, unreleased version. Create a new database and load it again.'
-			USING HINT = 'If public.dim_branch is a table of your own, lead-conversions needs a database without one.';
-	END IF;
-END
-$$;`;
-
-const createReaderRole = `DO $$
-BEGIN
-	IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '${readerRole}') THEN
-		IF NOT (SELECT rolsuper OR rolcreaterole FROM pg_roles WHERE rolname = current_user) THEN
-			RAISE EXCEPTION 'The role ${readerRole} is not there, and the role % may not create roles. Have an administrator run "create role ${readerRole}", then migrate again.', current_user
-				USING ERRCODE = 'insufficient_privilege';
-		END IF;
-		CREATE ROLE "${readerRole}" NOLOGIN;
-		COMMENT ON ROLE "${readerRole}" IS ${literal(readerRoleComment)};
-	END IF;
-EXCEPTION
-	WHEN duplicate_object OR unique_violation THEN
-		IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '${readerRole}') THEN
-			RAISE;
-		END IF;
-END
-$$;`;
-
-/** Postgres only warns of a grant that the role may not make. */
-const refuseUselessGrants = `DO $$
-BEGIN
-	IF NOT has_schema_privilege('${readerRole}', 'public', 'USAGE') THEN
-		RAISE EXCEPTION 'The role % may not grant the use of the schema public. Have its owner run "grant usage on schema public to ${readerRole}", then migrate again.', current_user
-			USING ERRCODE = 'insufficient_privilege';
-	END IF;
-END
-$$;`;
-
-const revokeNote =
-  'The default privileges of a database may give others rights on all that is created in it. Nobody but the owner keeps any here, and what is declared is granted after this.';
-
-/** Takes all rights on relations and their sequences from all but the owners, and on a schema that has no others in it. */
-function revokeAll(relations: string[], schema?: string): string {
-  return `DO $$
-DECLARE
-	relations regclass[] := ARRAY[
-		${relations.map(literal).join(',\n\t\t')}
-	];
-	granted record;
-BEGIN
-	FOR granted IN
-		WITH created AS (
-			SELECT oid, relkind, relowner, relacl
-			FROM pg_class
-			WHERE oid = ANY (relations)
-				OR relkind = 'S' AND oid IN (
-					SELECT objid
-					FROM pg_depend
-					WHERE classid = 'pg_class'::regclass
-						AND refclassid = 'pg_class'::regclass
-						AND refobjid = ANY (relations)
-				)
-		)
-		SELECT
-			format('%s %s', CASE relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END, oid::regclass) AS object,
-			grantee
-		FROM created, aclexplode(relacl)
-		WHERE grantee <> relowner
-		UNION
-		SELECT format('TABLE %s', oid::regclass), grantee
-		FROM created INNER JOIN pg_attribute ON attrelid = oid, aclexplode(attacl)
-		WHERE grantee <> relowner${
-      schema
-        ? `
-		UNION
-		SELECT format('SCHEMA %I', nspname), grantee
-		FROM pg_namespace, aclexplode(nspacl)
-		WHERE nspname = '${schema}'
-			AND nspowner = current_user::regrole
-			AND grantee <> nspowner
-			AND NOT EXISTS (
-				SELECT FROM pg_class
-				WHERE relnamespace = pg_namespace.oid AND relkind = 'r' AND oid <> ALL (relations)
-			)`
-        : ''
-    }
-	LOOP
-		EXECUTE format(
-			'REVOKE ALL ON %s FROM %s${schema ? ' CASCADE' : ''}',
-			granted.object,
-			CASE granted.grantee WHEN 0 THEN 'PUBLIC' ELSE granted.grantee::regrole::text END
-		);
-	END LOOP;
-END
-$$;`;
-}
-
-/** Waits for a refresh that runs, and keeps others from beginning until the commit. */
-const lockRefreshes = `DO $$
-BEGIN
-	SET LOCAL lock_timeout = '5min';
-	-- This one marks a refresh or a migration; somebody's VACUUM has the next one alone.
-	LOCK TABLE "public"."view_refreshes" IN ROW SHARE MODE;
-	LOCK TABLE "public"."view_refreshes" IN SHARE UPDATE EXCLUSIVE MODE;
-	SET LOCAL lock_timeout TO DEFAULT;
-EXCEPTION
-	WHEN lock_not_available THEN
-		RAISE EXCEPTION 'Nothing was migrated, because the lock of refreshes could not be taken within 5 minutes: %. Migrate again once that is over.', (
-			SELECT string_agg(holder, ', ')
-			FROM (${render(
-        lockHolders(
-          sql.raw(
-            `pg_locks.relation = 'public.view_refreshes'::regclass and pg_locks.mode !~ '^(Access|Row)Share|^RowExclusive'`,
-          ),
-        ),
-      )}) AS holders
-		);
-END
-$$;`;
-
-function keepOwners(views: string[]): string {
-  return `DO $$
-DECLARE
-	replaced record;
-BEGIN
-	FOR replaced IN
-		SELECT relname AS view, relowner::regrole AS owner
-		FROM pg_class
-		WHERE relnamespace = 'public'::regnamespace AND relname IN (${views.map(literal).join(', ')})
-	LOOP
-		EXECUTE format('GRANT CREATE ON SCHEMA "${scratch}" TO %s', replaced.owner);
-		EXECUTE format('ALTER MATERIALIZED VIEW "${scratch}".%I OWNER TO %s', replaced.view, replaced.owner);
-	END LOOP;
-END
-$$;`;
-}
-
-/** Drops indexes and views of public at a moment when nobody is using them. */
-function dropOnceUnread(indexes: string[], views: string[]): string {
-  const names = [...indexes, ...views];
-  const drops = [
-    ...indexes.map((name) => `DROP INDEX "public"."${name}";`),
-    ...views.map((name) => `DROP MATERIALIZED VIEW "public"."${name}";`),
-  ];
-  return `DO $$
-DECLARE
-	dependents text;
-BEGIN
-	FOR attempt IN 1..100 LOOP
-		BEGIN
-			SET LOCAL lock_timeout = '300ms';
-${drops.map((drop) => `			${drop}`).join('\n')}
-			SET LOCAL lock_timeout TO DEFAULT;
-			EXIT;
-		EXCEPTION WHEN lock_not_available THEN
-			IF attempt = 100 THEN
-				RAISE EXCEPTION 'Nothing was migrated, because others were using ${names.join(' and ')} all the time. Migrate again later.'
-					USING DETAIL = (
-						SELECT format('In use by: %s.', string_agg(holder, ', '))
-						FROM (${render(lockHolders(sql.raw(`pg_locks.relation in (${names.map((name) => `'public.${name}'::regclass`).join(', ')})`)))}) AS holders
-					);
-			END IF;
-			PERFORM pg_sleep(1);
-		WHEN dependent_objects_still_exist THEN
-			GET STACKED DIAGNOSTICS dependents = PG_EXCEPTION_DETAIL;
-			RAISE EXCEPTION 'Nothing was migrated, because what it replaces is in use: %. Drop that, migrate, and create it again.', dependents
-				USING ERRCODE = 'dependent_objects_still_exist';
-		END;
-	END LOOP;
-END
-$$;`;
-}
 
 /** The line of a statement in which Postgres has found an error, or else the first one. */
 function placeOf(error: unknown, statement: string): string {
@@ -607,7 +636,7 @@ function placeOf(error: unknown, statement: string): string {
 }
 
 /** Throws an Error that names what a view reads although it is not declared to. */
-async function refuseUndeclaredReads(db: PgDatabase<PgQueryResultHKT>): Promise<void> {
+async function refuseUndeclaredReads(db: Session): Promise<void> {
   for (const view of viewsInOrder) {
     await catalogView(db, view).catch((error) => {
       throw new Error(

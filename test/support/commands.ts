@@ -7,6 +7,7 @@ const commands = {
   'npm run benchmark': packageJson.scripts.benchmark,
   'npm run generate': packageJson.scripts.generate,
   'npm run load': packageJson.scripts.load,
+  'npm run migrate': packageJson.scripts.migrate,
   'npm run refresh': packageJson.scripts.refresh,
 };
 

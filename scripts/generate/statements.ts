@@ -1,0 +1,463 @@
+import { type SQL, sql } from 'drizzle-orm';
+import { PgDialect } from 'drizzle-orm/pg-core';
+import { pinSearchPath } from '../../schema/columns.ts';
+import { readerRole, readerRoleComment } from '../../schema/properties.ts';
+import { lockHolders } from '../../views/catalog.ts';
+import { refreshDefaults } from '../../views/refresh.ts';
+import { migrationsTable } from '../database.ts';
+import type { Relation } from './catalog.ts';
+
+/** Where the new views are until they take the places of the old ones. */
+export const scratch = 'lead_conversions_new';
+
+/** Where Drizzle records what it has migrated. */
+export const records = `drizzle.${migrationsTable}`;
+
+const render = (fragment: SQL) => new PgDialect().sqlToQuery(fragment).sql;
+
+export const literal = (text: string | null) =>
+  text === null ? 'NULL' : `'${text.replaceAll("'", "''")}'`;
+
+const literals = (texts: string[]) => texts.map(literal).join(', ');
+
+const array = (texts: string[]) => `ARRAY[${literals(texts)}]::text[]`;
+
+/** The sessions that have locked these relations, or wait to, in a mode that the condition picks. */
+const holdersOf = (relations: string[], mode = 'true') =>
+  render(
+    lockHolders(
+      sql.raw(
+        `pg_locks.relation IN (${relations.map((it) => `${literal(it)}::regclass`).join(', ')}) AND ${mode}`,
+      ),
+    ),
+  );
+
+/** Modes of locks that are in the way of SHARE UPDATE EXCLUSIVE. */
+const isInTheWay = `pg_locks.mode !~ '^(Access|Row)Share|^RowExclusive'`;
+
+/** The statement with which every migration begins. */
+export const firstStatement = `${render(pinSearchPath).replace(/^.* to /, 'SET LOCAL search_path TO ')};`;
+
+/** How long a statement may wait for a lock, unless it says otherwise. */
+const lockTimeout = '10s';
+
+/** Whatever the settings of the role and the database are. */
+export const bounds = [
+  'SET LOCAL statement_timeout TO 0;',
+  `SET LOCAL lock_timeout TO '${lockTimeout}';`,
+  // Only the extension Citus knows this one. Where it is not installed, it is a name that nobody reads.
+  `SET LOCAL citus.multi_shard_modify_mode TO 'sequential';`,
+];
+
+/** Has deploys take turns, to the end of the transaction. */
+export const lockRecords = `LOCK TABLE ${records} IN SHARE UPDATE EXCLUSIVE MODE;`;
+
+export const holdersOfRecords = holdersOf([records], isInTheWay);
+
+/** Stops a migration which another deploy has applied while this one was about to. */
+export const takeTurn = (createdAt: number) => `DO $$
+BEGIN
+	SET LOCAL lock_timeout TO '10min';
+	${lockRecords}
+	SET LOCAL lock_timeout TO '${lockTimeout}';
+	IF EXISTS (SELECT FROM ${records} WHERE created_at >= ${createdAt}) THEN
+		RAISE EXCEPTION 'Another deploy has applied this migration at this moment, as ${records} says. Nothing was migrated twice. Migrate again to see that nothing is left to do.';
+	END IF;
+END
+$$;`;
+
+/** Stops where a migration cannot be the first of its database. */
+export const refuseOtherDatabases = `DO $$
+BEGIN
+	IF to_regclass('${records}') IS NULL THEN
+		RAISE EXCEPTION 'The migrations of lead-conversions are recorded in ${records}, apart from those of other apps. Migrate with migrationsTable: ''${migrationsTable}''.';
+	END IF;
+	SET LOCAL lock_timeout TO '10min';
+	${lockRecords}
+	SET LOCAL lock_timeout TO '${lockTimeout}';
+	IF EXISTS (SELECT FROM pg_trigger WHERE tgrelid = '${records}'::regclass) THEN
+		RAISE EXCEPTION 'Somebody has put a trigger on ${records}. Nothing is migrated while it is there.';
+	END IF;
+	IF to_regclass('public.dim_branch') IS NOT NULL THEN
+		IF EXISTS (SELECT FROM ${records}) THEN
+			RAISE EXCEPTION 'This database is migrated already, as ${records} says: by another deploy at this moment, or by an earlier baseline, which needs a new database. Migrate with the schema drizzle and migrationsTable: ''${migrationsTable}''.';
+		END IF;
+		RAISE EXCEPTION 'This database was migrated by an earlier, unreleased version. Create a new database and load it again.'
+			USING HINT = 'If public.dim_branch is a table of your own, lead-conversions needs a database without one.';
+	END IF;
+END
+$$;`;
+
+export const createReaderRole = `DO $$
+BEGIN
+	IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '${readerRole}') THEN
+		IF NOT (SELECT rolsuper OR rolcreaterole FROM pg_roles WHERE rolname = current_user) THEN
+			RAISE EXCEPTION 'The role ${readerRole} is not there, and the role % may not create roles. Have an administrator run "create role ${readerRole}", then migrate again.', current_user
+				USING ERRCODE = 'insufficient_privilege';
+		END IF;
+		CREATE ROLE "${readerRole}" NOLOGIN;
+		COMMENT ON ROLE "${readerRole}" IS ${literal(readerRoleComment)};
+	END IF;
+EXCEPTION
+	WHEN duplicate_object OR unique_violation THEN
+		IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '${readerRole}') THEN
+			RAISE;
+		END IF;
+END
+$$;`;
+
+/** Postgres only warns of a grant that the role may not make. */
+export const refuseUselessGrants = `DO $$
+BEGIN
+	IF NOT has_schema_privilege('${readerRole}', 'public', 'USAGE') THEN
+		RAISE EXCEPTION 'The role % may not grant the use of the schema public. Have its owner run "grant usage on schema public to ${readerRole}", then migrate again.', current_user
+			USING ERRCODE = 'insufficient_privilege';
+	END IF;
+END
+$$;`;
+
+export const revokeNote =
+  'The default privileges of a database may give others rights on all that is created in it. Nobody but the owner keeps any here, and what is declared is granted after this.';
+
+/** Takes all rights on relations and their sequences from all but the owners, and on a schema that has no others in it. */
+export function revokeAll(relations: string[], schema?: string): string {
+  return `DO $$
+DECLARE
+	relations regclass[] := ARRAY[
+		${relations.map(literal).join(',\n\t\t')}
+	];
+	granted record;
+BEGIN
+	FOR granted IN
+		WITH created AS (
+			SELECT oid, relkind, relowner, relacl
+			FROM pg_class
+			WHERE oid = ANY (relations)
+				OR relkind = 'S' AND oid IN (
+					SELECT objid
+					FROM pg_depend
+					WHERE classid = 'pg_class'::regclass
+						AND refclassid = 'pg_class'::regclass
+						AND refobjid = ANY (relations)
+				)
+		)
+		SELECT
+			format('%s %s', CASE relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END, oid::regclass) AS object,
+			grantee
+		FROM created, aclexplode(relacl)
+		WHERE grantee <> relowner
+		UNION
+		SELECT format('TABLE %s', oid::regclass), grantee
+		FROM created INNER JOIN pg_attribute ON attrelid = oid, aclexplode(attacl)
+		WHERE grantee <> relowner${
+      schema
+        ? `
+		UNION
+		SELECT format('SCHEMA %I', nspname), grantee
+		FROM pg_namespace, aclexplode(nspacl)
+		WHERE nspname = '${schema}'
+			AND nspowner = current_user::regrole
+			AND grantee <> nspowner
+			AND NOT EXISTS (
+				SELECT FROM pg_class
+				WHERE relnamespace = pg_namespace.oid AND relkind = 'r' AND oid <> ALL (relations)
+			)`
+        : ''
+    }
+	LOOP
+		EXECUTE format(
+			'REVOKE ALL ON %s FROM %s${schema ? ' CASCADE' : ''}',
+			granted.object,
+			CASE granted.grantee WHEN 0 THEN 'PUBLIC' ELSE granted.grantee::regrole::text END
+		);
+	END LOOP;
+END
+$$;`;
+}
+
+/** Waits for a refresh that runs, and keeps others from beginning until the commit. */
+export const lockRefreshes = `DO $$
+BEGIN
+	SET LOCAL lock_timeout TO '5min';
+	-- This one marks a refresh or a migration; somebody's VACUUM has the next one alone.
+	LOCK TABLE "public"."view_refreshes" IN ROW SHARE MODE;
+	LOCK TABLE "public"."view_refreshes" IN SHARE UPDATE EXCLUSIVE MODE;
+	SET LOCAL lock_timeout TO '${lockTimeout}';
+EXCEPTION
+	WHEN lock_not_available THEN
+		RAISE EXCEPTION 'Nothing was migrated, because the lock of refreshes could not be taken within 5 minutes: %. Migrate again once that is over.', (
+			SELECT string_agg(holder, ', ')
+			FROM (${holdersOf(['public.view_refreshes'], isInTheWay)}) AS holders
+		);
+END
+$$;`;
+
+/** Does work under locks that are asked for again and again, 0.3 seconds each time, so that nobody queues behind them for longer. */
+function oncePossible(work: string[], names: string[]): string {
+  return `DO $$
+DECLARE
+	dependents text;
+BEGIN
+	FOR attempt IN 1..100 LOOP
+		BEGIN
+			SET LOCAL lock_timeout TO '300ms';
+${work.map((statement) => `			${statement}`).join('\n')}
+			SET LOCAL lock_timeout TO '${lockTimeout}';
+			EXIT;
+		EXCEPTION WHEN lock_not_available THEN
+			IF attempt = 100 THEN
+				RAISE EXCEPTION 'Nothing was migrated, because others were using ${names.join(' and ')} all the time. Migrate again later.'
+					USING DETAIL = (
+						SELECT format('In use by: %s.', string_agg(holder, ', '))
+						FROM (${holdersOf(names.map((name) => `public.${name}`))}) AS holders
+					);
+			END IF;
+			PERFORM pg_sleep(1);
+		WHEN dependent_objects_still_exist THEN
+			GET STACKED DIAGNOSTICS dependents = PG_EXCEPTION_DETAIL;
+			RAISE EXCEPTION 'Nothing was migrated, because what it replaces is in use: %. Drop that, migrate, and create it again.', dependents
+				USING ERRCODE = 'dependent_objects_still_exist';
+		END;
+	END LOOP;
+END
+$$;`;
+}
+
+/** A lock on a table that statements of a migration need. */
+export interface TableLock {
+  table: string;
+  mode: 'ACCESS EXCLUSIVE' | 'SHARE ROW EXCLUSIVE' | 'SHARE';
+}
+
+const lockTable = ({ table, mode }: TableLock) => `LOCK TABLE "public"."${table}" IN ${mode} MODE;`;
+
+/** Locks tables at a moment when nobody is in the way. */
+export const lockTablesOncePossible = (locks: TableLock[]) =>
+  oncePossible(
+    locks.map(lockTable),
+    locks.map(({ table }) => table),
+  );
+
+/** Drops indexes and views of public, and locks tables, at a moment when nobody is using them. */
+export const dropOnceUnread = (indexes: string[], views: string[], locks: TableLock[]) =>
+  oncePossible(
+    [
+      ...locks.map(lockTable),
+      ...indexes.map((name) => `DROP INDEX "public"."${name}";`),
+      ...views.map((name) => `DROP MATERIALIZED VIEW "public"."${name}";`),
+    ],
+    [...locks.map(({ table }) => table), ...indexes, ...views],
+  );
+
+/** Creates where it is written down what others have put on the old views. */
+export const createKept = `CREATE TABLE "${scratch}"."kept" (
+	position serial,
+	object text,
+	statement text NOT NULL,
+	goes_with_column boolean NOT NULL DEFAULT false,
+	is_last boolean NOT NULL DEFAULT false
+);`;
+
+/**
+ * Writes down what others have put on views that are about to be replaced: their
+ * owner, options, statistics, indexes and grants. What earlier migrations have
+ * made of the views is not among that.
+ * https://www.postgresql.org/docs/16/sql-altermaterializedview.html
+ */
+export function writeDown(views: string[], made: Relation[]): string {
+  const target = `'${scratch}', view`;
+  const alter = `'ALTER MATERIALIZED VIEW %I.%I`;
+  const known = made.filter(({ name }) => views.includes(name));
+  const knownIndexes = known.flatMap(({ indexes }) => indexes.map(({ name }) => name));
+  const knownGrants = known.flatMap(({ name, grants }) =>
+    grants.map(({ role, privilege, column }) =>
+      JSON.stringify([name, role, privilege, column ?? null]),
+    ),
+  );
+  return `INSERT INTO "${scratch}"."kept" (object, statement, goes_with_column, is_last)
+WITH
+views AS (
+	SELECT oid, relname AS view, relowner, relacl, reloptions, reltablespace, reltoastrelid
+	FROM pg_class
+	WHERE relnamespace = 'public'::regnamespace AND relkind = 'm' AND relname IN (${literals(views)})
+),
+columns AS (
+	SELECT views.*, pg_attribute.*, format('column %I of %s', attname, view) AS column_of
+	FROM views INNER JOIN pg_attribute ON attrelid = views.oid
+	WHERE attnum > 0 AND NOT attisdropped
+),
+indexes AS (
+	SELECT views.view, relname AS index, pg_class.reltablespace AS tablespace, pg_index.*, obj_description(indexrelid, 'pg_class') AS comment
+	FROM views INNER JOIN pg_index ON indrelid = views.oid INNER JOIN pg_class ON pg_class.oid = indexrelid
+),
+statistics AS (
+	SELECT
+		views.view, stxname, stxowner, nspname, pg_statistic_ext.oid,
+		(to_jsonb(pg_statistic_ext) ->> 'stxstattarget')::int AS target,
+		obj_description(pg_statistic_ext.oid, 'pg_statistic_ext') AS comment
+	FROM views INNER JOIN pg_statistic_ext ON stxrelid = views.oid INNER JOIN pg_namespace ON pg_namespace.oid = stxnamespace
+),
+grants AS (
+	SELECT view, NULL AS column_name, grantee, privilege_type, is_grantable
+	FROM views, aclexplode(relacl)
+	WHERE grantee <> relowner
+	UNION ALL
+	SELECT view, attname, grantee, privilege_type, is_grantable
+	FROM columns, aclexplode(attacl)
+	WHERE grantee <> relowner
+)
+SELECT object, statement, goes_with_column, is_last
+FROM (
+	SELECT 1 AS rank, view AS name, NULL AS object, format('GRANT CREATE ON SCHEMA %I TO %s', '${scratch}', relowner::regrole) AS statement, false AS goes_with_column, false AS is_last
+	FROM views
+	UNION ALL
+	SELECT 2, view, NULL, format(${alter} OWNER TO %s', ${target}, relowner::regrole), false, false
+	FROM views
+	UNION ALL
+	SELECT 3, view, format('the tablespace of %s', view), format(${alter} SET TABLESPACE %I', ${target}, spcname), false, false
+	FROM views INNER JOIN pg_tablespace ON pg_tablespace.oid = views.reltablespace
+	UNION ALL
+	SELECT 3, option, format('the option %s of %s', option, view), format(${alter} SET (%s = %L)', ${target}, split_part(option, '=', 1), substr(option, strpos(option, '=') + 1)), false, false
+	FROM (
+		SELECT view, unnest(reloptions) AS option
+		FROM views
+		UNION ALL
+		SELECT view, 'toast.' || unnest(pg_class.reloptions)
+		FROM views INNER JOIN pg_class ON pg_class.oid = views.reltoastrelid
+	) AS options
+	UNION ALL
+	SELECT 4, attname, format('the statistics target of %s', column_of), format(${alter} ALTER COLUMN %I SET STATISTICS %s', ${target}, attname, attstattarget), true, false
+	FROM columns
+	WHERE attstattarget >= 0
+	UNION ALL
+	SELECT 4, attname, format('the options of %s', column_of), format(${alter} ALTER COLUMN %I SET (%s)', ${target}, attname, array_to_string(attoptions, ', ')), true, false
+	FROM columns
+	WHERE attoptions IS NOT NULL
+	UNION ALL
+	SELECT 4, attname, format('the storage of %s', column_of), format(${alter} ALTER COLUMN %I SET STORAGE %s', ${target}, attname, CASE attstorage WHEN 'p' THEN 'PLAIN' WHEN 'e' THEN 'EXTERNAL' WHEN 'm' THEN 'MAIN' ELSE 'EXTENDED' END), true, false
+	FROM columns INNER JOIN pg_type ON pg_type.oid = atttypid
+	WHERE attstorage <> typstorage
+	UNION ALL
+	SELECT 4, attname, format('the compression of %s', column_of), format(${alter} ALTER COLUMN %I SET COMPRESSION %s', ${target}, attname, CASE attcompression WHEN 'l' THEN 'lz4' ELSE 'pglz' END), true, false
+	FROM columns
+	WHERE attcompression <> ''
+	UNION ALL
+	SELECT 5, index, format('the index %s of %s', index, view), concat_ws('; ',
+		replace(pg_get_indexdef(indexrelid), format(' ON public.%I ', view), format(' ON %I.%I ', ${target})),
+		CASE WHEN tablespace <> 0 THEN format('ALTER INDEX %I.%I SET TABLESPACE %I', '${scratch}', index, (SELECT spcname FROM pg_tablespace WHERE oid = tablespace)) END,
+		CASE WHEN comment IS NOT NULL THEN format('COMMENT ON INDEX %I.%I IS %L', '${scratch}', index, comment) END
+	), false, false
+	FROM indexes
+	WHERE index <> ALL (${array(knownIndexes)})
+	UNION ALL
+	SELECT 6, index, format('the order of %s by the index %s', view, index), format(${alter} CLUSTER ON %I', ${target}, index), false, false
+	FROM indexes
+	WHERE indisclustered
+	UNION ALL
+	SELECT 7, stxname, format('the statistics %s of %s', stxname, view), concat_ws('; ',
+		replace(
+			regexp_replace(pg_get_statisticsobjdef(oid), 'FROM [^ ]+$', format('FROM %I.%I', ${target})),
+			format('CREATE STATISTICS %I.%I', nspname, stxname),
+			format('CREATE STATISTICS %I.%I', '${scratch}', stxname)
+		),
+		format('ALTER STATISTICS %I.%I OWNER TO %s', '${scratch}', stxname, stxowner::regrole),
+		CASE WHEN target >= 0 THEN format('ALTER STATISTICS %I.%I SET STATISTICS %s', '${scratch}', stxname, target) END,
+		CASE WHEN comment IS NOT NULL THEN format('COMMENT ON STATISTICS %I.%I IS %L', '${scratch}', stxname, comment) END
+	), false, false
+	FROM statistics
+	UNION ALL
+	SELECT 8, stxname, format('the statistics %s of %s', stxname, view), format('ALTER STATISTICS %I.%I SET SCHEMA %I', '${scratch}', stxname, nspname), false, true
+	FROM statistics
+	UNION ALL
+	SELECT 9, privilege_type, format('%s on %s for %s', privilege_type, concat_ws('.', view, column_name), grantee_name), format(
+		'GRANT %s%s ON %I.%I TO %s%s', privilege_type, format(' (%I)', column_name), ${target}, grantee_name,
+		CASE WHEN is_grantable THEN ' WITH GRANT OPTION' ELSE '' END
+	), column_name IS NOT NULL, false
+	FROM grants, LATERAL (SELECT CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END) AS grantees (grantee_name)
+	WHERE is_grantable OR jsonb_build_array(view, grantee_name, privilege_type, column_name) <> ALL (${array(knownGrants)}::jsonb[])
+) AS found
+ORDER BY rank, name, object;`;
+}
+
+/** Puts on the new views what was written down, or stops and names what cannot be kept. */
+export const putBack = `DO $$
+DECLARE
+	kept record;
+BEGIN
+	FOR kept IN SELECT * FROM "${scratch}"."kept" WHERE NOT is_last ORDER BY position LOOP
+		BEGIN
+			EXECUTE kept.statement;
+			IF kept.object IS NOT NULL THEN
+				RAISE NOTICE 'Kept %.', kept.object;
+			END IF;
+		EXCEPTION
+			WHEN duplicate_table THEN
+				RAISE NOTICE 'Not kept, because it is part of the new view: %.', kept.object;
+			WHEN OTHERS THEN
+				IF NOT (kept.goes_with_column AND SQLSTATE = '42703') THEN
+					RAISE EXCEPTION 'Nothing was migrated, because the new view cannot have %: %. Drop that, migrate, and make it again as it fits the new view.', coalesce(kept.object, 'its owner'), SQLERRM;
+				END IF;
+				RAISE NOTICE 'Gone with its column: %.', kept.object;
+		END;
+	END LOOP;
+END
+$$;`;
+
+/** Does what was written down for the time after the exchange. */
+export const putBackLast = `DO $$
+DECLARE
+	kept record;
+BEGIN
+	FOR kept IN SELECT * FROM "${scratch}"."kept" WHERE is_last ORDER BY position LOOP
+		EXECUTE kept.statement;
+	END LOOP;
+END
+$$;`;
+
+/** How the users and clients of a first view are counted, as in a refresh. */
+const counts = (schema: string) => `SELECT
+			count(*) AS users,
+			count(*) FILTER (WHERE lead_status = 'CLIENT') AS clients,
+			count(first_user_membership_id) AS "clients by membership",
+			count(first_credit_pack_id) AS "clients by credit pack"
+		FROM "${schema}"."fct_client_conversion_events"`;
+
+/** Counts the users and clients of the old first view, unless it is not populated. */
+export const countBefore = `DO $$
+BEGIN
+	IF (SELECT relispopulated FROM pg_class WHERE oid = 'public.fct_client_conversion_events'::regclass) THEN
+		CREATE TABLE "${scratch}"."counts" AS
+		${counts('public')};
+	END IF;
+END
+$$;`;
+
+/** Stops where the new first view has lost more users or clients than a refresh may take away. */
+export const refuseLoss = `DO $$
+DECLARE
+	setting text := coalesce(nullif(current_setting('lead_conversions.max_loss', true), ''), '${refreshDefaults.maxLoss}');
+	counted record;
+BEGIN
+	IF setting !~ '^[0-9]+([.][0-9]+)? ?%$' OR rtrim(setting, ' %')::numeric > 100 THEN
+		RAISE EXCEPTION 'The setting lead_conversions.max_loss is a percentage from 0%% to 100%%, not "%".', setting;
+	END IF;
+	IF to_regclass('${scratch}.counts') IS NULL THEN
+		RETURN;
+	END IF;
+	FOR counted IN
+		SELECT name, was::bigint, now::bigint
+		FROM (SELECT to_jsonb(counts) AS before FROM "${scratch}"."counts") AS old
+		CROSS JOIN (SELECT to_jsonb(counts) AS after FROM (
+			${counts(scratch)}
+		) AS counts) AS new
+		CROSS JOIN LATERAL jsonb_each_text(before) AS befores (name, was)
+		INNER JOIN LATERAL jsonb_each_text(after) AS afters (name, now) USING (name)
+	LOOP
+		IF (counted.was - counted.now) * 100 > counted.was * rtrim(setting, ' %')::numeric THEN
+			RAISE EXCEPTION 'Nothing was migrated, because the new fct_client_conversion_events would have % % instead of %, a loss of more than % %%.', counted.now, counted.name, counted.was, rtrim(setting, ' %')
+				USING HINT = 'Check that the input tables are complete. If they are, allow the loss with "npm run migrate -- --max-loss 100%", or for drizzle-kit with "alter role ... set lead_conversions.max_loss = ''100%''".';
+		END IF;
+	END LOOP;
+	DROP TABLE "${scratch}"."counts";
+END
+$$;`;

@@ -1,0 +1,246 @@
+import { readdir, readFile, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import postgres from 'postgres';
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { run, start } from './support/commands.ts';
+import { useUnmigratedDatabase } from './support/database.ts';
+import { addUserInitial, type ScratchTree, scratchTree } from './support/scratch_tree.ts';
+import { sessionThatRuns } from './support/sessions.ts';
+
+const unmigrated = useUnmigratedDatabase();
+let session: postgres.Sql;
+beforeEach(() => {
+  session = postgres(unmigrated.url, { max: 2, onnotice: () => {} });
+});
+afterEach(() => session.end());
+
+/** A later version of the package, which changes a table and both views. */
+let later: ScratchTree;
+beforeAll(async () => {
+  later = await scratchTree();
+  await addUserInitial(later);
+  await later.edit(
+    'schema/dim_user.ts',
+    [`email: varchar('email'),`, `email: varchar('email'), phone: varchar('phone'),`],
+    [`'E-mail address of the user.',`, `'E-mail address of the user.', phone: 'Telephone.',`],
+  );
+  await later.run('', 'npm run generate', ['--name', 'later']);
+});
+afterAll(() => later.remove());
+
+const upToDate = 'Nothing to migrate: the database is up to date.\n';
+const migrated = (...tags: string[]) =>
+  expect.stringMatching(
+    new RegExp(`^${tags.map((tag) => `${tag}: migrated, \\d+ ms\n`).join('')}$`),
+  );
+const records = () => session`select hash from drizzle.lead_conversions_migrations order by id`;
+
+/** Starts nine deploys at the same moment, and returns what they have said, by what was said. */
+async function nineAtOnce(tree?: ScratchTree): Promise<string[]> {
+  const deploys = Array.from({ length: 9 }, () =>
+    tree ? tree.run(unmigrated.url, 'npm run migrate') : run(unmigrated.url, 'npm run migrate'),
+  );
+  const results = await Promise.all(deploys);
+  expect(results.map(({ code, stderr }) => [code, stderr])).toEqual(Array(9).fill([0, '']));
+  return results
+    .flatMap(({ stdout }) =>
+      stdout
+        .replace(/\d+ ms/g, 'N ms')
+        .trim()
+        .split('\n'),
+    )
+    .sort();
+}
+
+describe('nine deploys at once', () => {
+  const idle = (count: number) => Array(count).fill(upToDate.trim());
+
+  test('end with success on an empty database, which one of them migrates', async () => {
+    expect(await nineAtOnce()).toEqual(['0000_lead_conversions: migrated, N ms', ...idle(8)]);
+    expect(await records()).toHaveLength(1);
+    expect(await nineAtOnce()).toEqual(idle(9));
+    expect(await records()).toHaveLength(1);
+  });
+
+  test('apply each file once where several are pending', async () => {
+    const said = await nineAtOnce(later);
+    expect(said.filter((line) => line !== upToDate.trim())).toEqual([
+      '0000_lead_conversions: migrated, N ms',
+      '0001_later_tables: migrated, N ms',
+      '0002_later: migrated, N ms',
+    ]);
+    expect(await records()).toHaveLength(3);
+    expect(await session`select user_initial from fct_client_conversion_events`).toEqual([]);
+  });
+});
+
+describe('npm run migrate', () => {
+  test('goes on from what drizzle-kit has migrated, and drizzle-kit from that', async () => {
+    expect(await run(unmigrated.url, 'drizzle-kit migrate')).toMatchObject({ code: 0 });
+    expect(await run(unmigrated.url, 'npm run migrate')).toEqual({
+      code: 0,
+      stdout: upToDate,
+      stderr: '',
+    });
+    expect(await later.run(unmigrated.url, 'npm run migrate')).toEqual({
+      code: 0,
+      stdout: migrated('0001_later_tables', '0002_later'),
+      stderr: '',
+    });
+    const before = await records();
+    expect(await later.run(unmigrated.url, 'drizzle-kit migrate')).toMatchObject({ code: 0 });
+    expect(await records()).toEqual(before);
+    expect(await run(unmigrated.url, 'npm run migrate')).toEqual({
+      code: 0,
+      stdout: 'Nothing to migrate: the database is at a later version than this one.\n',
+      stderr: '',
+    });
+  });
+
+  test('waits for another deploy, and names it when that takes too long', async () => {
+    await run(unmigrated.url, 'npm run migrate');
+    const before = await records();
+    await session.begin(async (other) => {
+      const [holder] = await other<{ pid: number }[]>`select pg_backend_pid() as pid`;
+      await other`
+        lock table drizzle.lead_conversions_migrations in share update exclusive mode`;
+      // With nothing to do, it waits for nobody.
+      expect(await run(unmigrated.url, 'npm run migrate')).toMatchObject({ stdout: upToDate });
+      expect(
+        await later.run(unmigrated.url, 'npm run migrate', ['--lock-timeout', '300ms']),
+      ).toEqual({
+        code: 1,
+        stdout: '',
+        stderr: expect.stringMatching(
+          new RegExp(
+            `^Nothing was migrated: another deploy was at it for 300ms: pid ${holder?.pid} \\(postgres, postgres\\.js\\) holds ShareUpdateExclusiveLock on lead_conversions_migrations\\. Migrate again once it is done\\.\n$`,
+          ),
+        ),
+      });
+    });
+    expect(await records()).toEqual(before);
+  });
+
+  test('says what the database says of a migration that fails, and changes nothing', async () => {
+    await session`create materialized view fct_lead_conversions as select 1`;
+    expect(await run(unmigrated.url, 'npm run migrate')).toEqual({
+      code: 1,
+      stdout: '',
+      stderr:
+        '0000_lead_conversions has failed and changed nothing. relation "fct_lead_conversions" already exists\n',
+    });
+    expect(await session`select tablename from pg_tables where schemaname = 'public'`).toEqual([]);
+    expect(await records()).toEqual([]);
+  });
+
+  test('never lets others have its records by default privileges', async () => {
+    await session`alter default privileges grant all on tables to public`;
+    await session`alter default privileges grant all on schemas to public`;
+    await session`create materialized view fct_lead_conversions as select 1`;
+    await run(unmigrated.url, 'npm run migrate');
+    expect(
+      await session`
+        select has_table_privilege('pg_monitor', 'drizzle.lead_conversions_migrations', 'insert') as records,
+          has_schema_privilege('pg_monitor', 'drizzle', 'usage') as schema`,
+    ).toEqual([{ records: false, schema: false }]);
+  });
+
+  test('means the tables and types of Postgres, whatever the search_path', async () => {
+    await session`create domain public.text as varchar check (value <> value)`;
+    const [{ name } = { name: '' }] = await session<{ name: string }[]>`
+      select current_database() as name`;
+    await session`alter database ${session(name)} set search_path = public, pg_catalog`;
+    await session`alter database ${session(name)} set default_transaction_isolation = 'serializable'`;
+    await session`alter database ${session(name)} set default_transaction_read_only = on`;
+    expect(await run(unmigrated.url, 'npm run migrate')).toMatchObject({
+      code: 0,
+      stdout: migrated('0000_lead_conversions'),
+    });
+  });
+
+  test('leaves nothing where it is killed, and migrates the next time', async () => {
+    await run(unmigrated.url, 'npm run migrate');
+    const before = await records();
+    await session.begin(async (reader) => {
+      await reader`select from fct_lead_conversions`;
+      const { process, result } = start(unmigrated.url, 'npm run migrate', [], {}, later.folder);
+      await sessionThatRuns(session, '%DROP MATERIALIZED VIEW "public"."fct_lead_conversions"%');
+      process.kill('SIGKILL');
+      expect(await result).toMatchObject({ code: 'SIGKILL' });
+    });
+    // The file of the tables was complete before.
+    expect(await records()).toHaveLength(before.length + 1);
+    expect(await later.run(unmigrated.url, 'npm run migrate')).toMatchObject({
+      code: 0,
+      stdout: migrated('0002_later'),
+    });
+  });
+
+  test('refuses a migration that was changed after it was applied', async () => {
+    await later.run(unmigrated.url, 'npm run migrate');
+    const file = join(later.folder, 'schema/migrations/0001_later_tables.sql');
+    const text = await readFile(file, 'utf8');
+    await writeFile(file, `${text}-- edited\n`);
+    const result = await later.run(unmigrated.url, 'npm run migrate');
+    await writeFile(file, text);
+    expect(result).toEqual({
+      code: 1,
+      stdout: '',
+      stderr: expect.stringMatching(
+        /^0001_later_tables is not the migration that this database has had: its file has been changed since\. /,
+      ),
+    });
+  });
+
+  test('refuses a migration that Drizzle would skip, because a later one was applied before', async () => {
+    await later.run(unmigrated.url, 'npm run migrate');
+    await session`
+      delete from drizzle.lead_conversions_migrations
+      where id = (select id from drizzle.lead_conversions_migrations order by id offset 1 limit 1)`;
+    expect(await later.run(unmigrated.url, 'npm run migrate')).toEqual({
+      code: 1,
+      stdout: '',
+      stderr:
+        '0001_later_tables was never applied to this database, but is older than 0002_later. Generate it again, so that it comes last.\n',
+    });
+  });
+
+  test('has drizzle-kit refused where another deploy has just applied the same', async () => {
+    await run(unmigrated.url, 'npm run migrate');
+    const [tables] = (await readdir(join(later.folder, 'schema/migrations'))).filter((name) =>
+      name.endsWith('_tables.sql'),
+    );
+    const text = await readFile(join(later.folder, 'schema/migrations', tables ?? ''), 'utf8');
+    await later.run(unmigrated.url, 'npm run migrate');
+    // What a drizzle-kit does that has read the records before.
+    const rerun = session.begin(async (other) => {
+      for (const statement of text.split('--> statement-breakpoint')) {
+        await other.unsafe(statement);
+      }
+    });
+    await expect(rerun).rejects.toThrow(
+      /^Another deploy has applied this migration at this moment, as drizzle\.lead_conversions_migrations says\. /,
+    );
+  });
+
+  test('reports what is wrong with the database as a refresh does', async () => {
+    expect(await run('postgres://nobody@127.0.0.1:1/gym', 'npm run migrate')).toEqual({
+      code: 1,
+      stdout: '',
+      stderr:
+        'The database cannot be reached: connect ECONNREFUSED 127.0.0.1:1. Check that its server is running and that DATABASE_URL names it.\n',
+    });
+    expect(await run('', 'npm run migrate')).toMatchObject({
+      code: 1,
+      stderr: expect.stringMatching(/^DATABASE_URL is not set\. /),
+    });
+    expect(await run(unmigrated.url, 'npm run migrate', ['--max-loss', '20'])).toMatchObject({
+      code: 1,
+      stderr: 'The loss that is allowed (--max-loss) is a percentage from 0% to 100%, not "20".\n',
+    });
+    expect(await run(unmigrated.url, 'npm run migrate', ['--lock-timeout', 'soon'])).toMatchObject({
+      code: 1,
+      stderr: expect.stringContaining('invalid value for parameter "lock_timeout": "soon"'),
+    });
+  });
+});
