@@ -83,7 +83,8 @@ export const objectOrNullRule = 'must be a JSON object, or JSON null';
 
 /**
  * What purchase details say under a key, as a column that Postgres keeps: NULL
- * where there are no details, the key is missing, or its value is null.
+ * where there are no details, the key is missing, or its value is null. Where the
+ * value is no text, its JSON: `5`, `true`, `{"a": 1}`.
  * https://www.postgresql.org/docs/16/ddl-generated-columns.html
  */
 export const detail = (name: string, details: string, key: 'name' | 'source') =>
@@ -104,4 +105,4 @@ export const hasShortDetails = (details: AnyPgColumn): SQL =>
   sql`octet_length(${details} ->> 'name') <= 1000 and octet_length(${details} ->> 'source') <= 1000`;
 
 /** What that condition demands. */
-export const shortDetailsRule = 'must have a name and a source of at most 1,000 bytes each';
+export const shortDetailsRule = 'must not have a name or a source that is longer than 1,000 bytes';

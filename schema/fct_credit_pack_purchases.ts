@@ -71,11 +71,11 @@ export const fctCreditPackPurchases = withProperties(
         'Instant at which the credit pack was purchased. NULL counts as later than every other.',
       createdAt: 'Instant at which the credit pack was created.',
       creditPackPurchaseDetails:
-        'What upstream says of the purchase, a JSON object: name of the credit pack, and source of the purchase.',
+        'What upstream says of the purchase, a JSON object, or JSON null: name of the credit pack, and source of the purchase, of at most 1,000 bytes each.',
       creditPackName:
-        'Name of the credit pack. Derived: the key name of credit_pack_purchase_details, which is what is written.',
+        'Name of the credit pack. Derived: the key name of credit_pack_purchase_details, which is what is written. NULL where that has none.',
       creditPackSource:
-        'Source of the purchase. Derived: the key source of credit_pack_purchase_details, which is what is written.',
+        'Source of the purchase. Derived: the key source of credit_pack_purchase_details, which is what is written. NULL where that has none.',
     },
     checks: {
       fct_credit_pack_purchases_credit_pack_purchased_at_check: calendarRangeRule,

@@ -71,11 +71,11 @@ export const fctMembershipPurchases = withProperties(
         'Instant at which the membership was purchased. NULL counts as later than every other.',
       createdAt: 'Instant at which the membership was created.',
       membershipPurchaseDetails:
-        'What upstream says of the purchase, a JSON object: name of the membership, and source of the purchase.',
+        'What upstream says of the purchase, a JSON object, or JSON null: name of the membership, and source of the purchase, of at most 1,000 bytes each.',
       membershipName:
-        'Name of the membership. Derived: the key name of membership_purchase_details, which is what is written.',
+        'Name of the membership. Derived: the key name of membership_purchase_details, which is what is written. NULL where that has none.',
       membershipSource:
-        'Source of the purchase. Derived: the key source of membership_purchase_details, which is what is written.',
+        'Source of the purchase. Derived: the key source of membership_purchase_details, which is what is written. NULL where that has none.',
     },
     checks: {
       fct_membership_purchases_membership_purchased_at_check: calendarRangeRule,

@@ -145,7 +145,9 @@ function readHeader(table: PgTable, start: Buffer): string[] {
   const unknown = columns.find((column) => !expected.includes(column));
   const missing = expected.find((column) => !columns.includes(column));
   const repeated = columns.find((column, index) => columns.indexOf(column) < index);
+  const derived = getTableConfig(table).columns.find(({ name }) => name === unknown);
   const problem =
+    (derived && `column ${derived.name} is derived from the details, and is to be left out`) ||
     (unknown !== undefined && `unknown column ${JSON.stringify(unknown.slice(0, 40))}`) ||
     (missing !== undefined && `column ${missing} is missing`) ||
     (repeated !== undefined && `column ${repeated} stands twice`);
@@ -244,7 +246,7 @@ async function refuseContradictions(transaction: LoadTransaction, file: InputFil
       on repeated_keys.first_row = first.file_row
     inner join ${loading} as later
       on (${list(keys, 'repeated_keys')}) = (${list(keys, 'later')})
-    where (${list(others, 'first')}) is distinct from (${list(others, 'later')})
+    where ${differ(file.table, others, 'first', 'later')}
     order by later.file_row
     limit 1`);
   if (contradiction) {
@@ -299,7 +301,7 @@ async function upsert(
       order by ${list(keys)}
       on conflict (${list(keys)}) do update
       set (${list(others)}) = (${list(others, 'excluded')})
-      where (${list(others, 'stored')}) is distinct from (${list(others, 'excluded')})
+      where ${differ(table, others, 'stored', 'excluded')}
       -- A row version that this statement inserted anew has never been locked.
       returning xmax = 0 as inserted
     )
@@ -322,6 +324,22 @@ const list = (names: string[], of?: string): SQL =>
     ),
     sql`, `,
   );
+
+/**
+ * Whether columns of two rows differ. JSON differs if its text does: the numbers
+ * 1.5 and 1.50 are equal, but are two names of a product.
+ */
+function differ(table: PgTable, names: string[], one: string, other: string): SQL {
+  const { columns } = getTableConfig(table);
+  const isJson = (name: string) =>
+    columns.some((column) => column.name === name && column.getSQLType() === 'jsonb');
+  const values = (of: string) =>
+    sql.join(
+      names.map((name) => (isJson(name) ? sql`${list([name], of)}::text` : list([name], of))),
+      sql`, `,
+    );
+  return sql`(${values(one)}) is distinct from (${values(other)})`;
+}
 
 const nameValues = (names: string[], row: Record<string, unknown>) =>
   names.map((name) => `${name} ${JSON.stringify(row[name])}`).join(', ');

@@ -12,21 +12,20 @@ await run(async () => {
     throw new Error('Name the one folder to load: npm run load -- FOLDER');
   }
   const progress = progressLine(process.stderr);
-  const { loads, warnings } = await withDatabase(async (database) => {
+  await withDatabase(async (database) => {
     const loads = await database
       .transaction((transaction) => loadFolder(transaction, folder, progress.show))
       .finally(progress.end);
-    return { loads, warnings: await vacuumChanged(database, loads) };
+    for (const { file, rows, inserted, updated } of loads) {
+      const unchanged = rows - inserted - updated;
+      console.log(
+        `${file}: ${rows} rows, ${inserted} inserted, ${updated} updated, ${unchanged} unchanged`,
+      );
+    }
+    for (const warning of await vacuumChanged(database, loads)) {
+      console.error(`Warning: ${warning}`);
+    }
   });
-  for (const warning of warnings) {
-    console.error(`Warning: ${warning}`);
-  }
-  for (const { file, rows, inserted, updated } of loads) {
-    const unchanged = rows - inserted - updated;
-    console.log(
-      `${file}: ${rows} rows, ${inserted} inserted, ${updated} updated, ${unchanged} unchanged`,
-    );
-  }
 });
 
 /** Vacuums the tables that have changed, and returns what went wrong with that. */

@@ -1,8 +1,14 @@
 import { readdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { explain } from '../scripts/command.ts';
+import { openPglite } from '../scripts/database.ts';
+import type { Session } from '../views/session.ts';
 import type { Result } from './support/commands.ts';
+import { useDatabase } from './support/database.ts';
 import { addNotes, addUserInitial, type ScratchTree, scratchTree } from './support/scratch_tree.ts';
+
+const migrated = useDatabase();
 
 let tree: ScratchTree;
 let landed: string[];
@@ -12,20 +18,62 @@ beforeEach(async () => {
 });
 afterEach(() => tree.remove());
 
-const generate = (...args: string[]): Promise<Result> => tree.run('', 'npm run generate', args);
+/** An embedded database that nothing has been migrated in. */
+let empty: Session;
+let closeEmpty: () => Promise<void>;
+beforeAll(async () => {
+  ({ db: empty, close: closeEmpty } = await openPglite());
+});
+afterAll(() => closeEmpty());
 
-/** The statements of the one migration that was generated, after its heading. */
-async function generated(): Promise<{ heading: string; statements: string[] }> {
-  expect(await generate('--name', 'change')).toMatchObject({ code: 0, stderr: '' });
-  const [file, ...others] = (await tree.migrations()).filter((name) => !landed.includes(name));
-  expect(others).toEqual([]);
-  const text = await readFile(join(tree.folder, 'schema/migrations', file ?? ''), 'utf8');
+/** What the command would say, of the same work without a process of its own. */
+const resultOf = (work: Promise<string>): Promise<Result> =>
+  work.then(
+    (said) => ({ code: 0, stdout: `${said}\n`, stderr: '' }),
+    (error) => ({ code: 1, stdout: '', stderr: `${explain(error)}\n` }),
+  );
+const generate = (name: string) => resultOf(tree.generate(migrated.db, { name }));
+const check = (db: Session = migrated.db) => resultOf(tree.generate(db, { check: true }));
+const baseline = () => resultOf(tree.generateBaseline(empty));
+
+const command = (...args: string[]) => tree.run('', 'npm run generate', args);
+
+/** What every migration begins with, after its heading. */
+const beginning = [
+  'SET LOCAL statement_timeout TO 0;',
+  "SET LOCAL lock_timeout TO '10s';",
+  "SET LOCAL citus.multi_shard_modify_mode TO 'sequential';",
+  expect.stringContaining('LOCK TABLE drizzle.lead_conversions_migrations IN SHARE UPDATE EXC'),
+  expect.stringContaining('LOCK TABLE "public"."view_refreshes" IN SHARE UPDATE EXCLUSIVE'),
+];
+
+/** The statements of a migration after the beginning of all, and its heading. */
+async function read(file: string): Promise<{ heading: string; statements: string[] }> {
+  const text = await readFile(join(tree.folder, 'schema/migrations', file), 'utf8');
   const [first, ...statements] = text.trimEnd().split(/--> statement-breakpoint\n+/);
   const [, heading = ''] =
     /^((?:-- .*\n)*)--\n(?:-- .*\n)*SET LOCAL search_path TO pg_catalog, pg_temp;$/.exec(
       first ?? '',
     ) ?? [];
-  return { heading: heading.replaceAll(/\n?-- /g, ' ').trim(), statements };
+  expect(statements.slice(0, beginning.length)).toEqual(beginning);
+  return {
+    heading: heading.replaceAll(/\n?-- /g, ' ').trim(),
+    statements: statements.slice(beginning.length),
+  };
+}
+
+/** The migrations that were generated, in order. */
+async function generatedFiles() {
+  expect(await generate('change')).toMatchObject({ code: 0, stderr: '' });
+  const files = (await tree.migrations()).filter((name) => !landed.includes(name));
+  return await Promise.all(files.map(read));
+}
+
+/** The one migration that was generated. */
+async function generated() {
+  const [file, ...others] = await generatedFiles();
+  expect(others).toEqual([]);
+  return file ?? { heading: '', statements: [] };
 }
 
 const refused = async (result: Promise<Result>, message: RegExp) => {
@@ -35,7 +83,7 @@ const refused = async (result: Promise<Result>, message: RegExp) => {
 
 describe('npm run generate', () => {
   test('has nothing to do where the migrations make what is declared', async () => {
-    expect(await generate('--name', 'nothing')).toEqual({
+    expect(await command('--name', 'nothing')).toEqual({
       code: 0,
       stdout: 'Nothing to generate: the migrations make what schema/ and views/ declare.\n',
       stderr: '',
@@ -79,6 +127,7 @@ describe('npm run generate', () => {
     expect(await generated()).toEqual({
       heading: 'Changes dim_user.',
       statements: [
+        expect.stringContaining('LOCK TABLE "public"."dim_user" IN ACCESS EXCLUSIVE MODE;'),
         'ALTER TABLE "public"."dim_user" ADD COLUMN "phone" varchar;',
         'CREATE INDEX "dim_user_latest" ON "public"."dim_user" USING btree ("created_at" DESC NULLS LAST);',
         'ALTER TABLE "public"."dim_user" ADD CONSTRAINT "dim_user_phone_unique" UNIQUE("phone");',
@@ -95,9 +144,7 @@ describe('npm run generate', () => {
       /^Replaces fct_client_conversion_events, and fct_lead_conversions, which reads it\.$/,
     );
     expect(statements.join('\n')).not.toMatch(/cascade/i);
-    expect(statements[0]).toContain(
-      'LOCK TABLE "public"."view_refreshes" IN SHARE UPDATE EXCLUSIVE',
-    );
+    expect(statements.join('\n')).not.toContain('LOCK TABLE');
   });
 
   test('replaces the second view alone where only that one changes', async () => {
@@ -124,12 +171,55 @@ describe('npm run generate', () => {
       [/dim_branch_timezone_id_check:\n.*?',\n/s, ''],
       [`'country', 'timezoneId'`, `'country'`],
     );
-    const { heading, statements } = await generated();
-    expect(heading).toMatch(/^Changes dim_branch\. Replaces fct_client_conversion_events, /);
-    expect(statements[1]).toBe(
-      'ALTER TABLE "public"."dim_branch" DROP CONSTRAINT "dim_branch_timezone_id_check";',
+    const [tables, views, ...others] = await generatedFiles();
+    expect(others).toEqual([]);
+    expect(tables?.heading).toBe(
+      'Changes dim_branch. The views follow in the next migration, so that nobody waits for these tables while they are filled.',
     );
-    expect(statements.at(-1)).toBe('ALTER TABLE "public"."dim_branch" DROP COLUMN "timezone_id";');
+    expect(tables?.statements).toEqual([
+      expect.stringContaining('LOCK TABLE "public"."dim_branch" IN ACCESS EXCLUSIVE MODE;'),
+      'ALTER TABLE "public"."dim_branch" DROP CONSTRAINT "dim_branch_timezone_id_check";',
+      'REVOKE SELECT ("timezone_id") ON "public"."dim_branch" FROM "lead_conversions_reader";',
+    ]);
+    expect(views?.heading).toMatch(
+      /^Changes dim_branch\. Replaces fct_client_conversion_events, and fct_lead_conversions, which reads it\.$/,
+    );
+    // Locked with the views, at the end, and dropped once nothing reads it.
+    const exchange = views?.statements.findIndex((it) => it.includes('DROP MATERIALIZED VIEW'));
+    expect(views?.statements[exchange ?? -1]).toContain(
+      'LOCK TABLE "public"."dim_branch" IN ACCESS EXCLUSIVE MODE;',
+    );
+    expect(views?.statements.at(-1)).toBe(
+      'ALTER TABLE "public"."dim_branch" DROP COLUMN "timezone_id";',
+    );
+    // And nothing is left to do for the next one.
+    expect((await check()).stdout).toMatch(/^Nothing to generate: /);
+  });
+
+  test('changes the type of a column that views read by taking them down', async () => {
+    await tree.edit('schema/dim_user.ts', [
+      `branchId: identifier('branch_id')`,
+      `branchId: varchar('branch_id', { length: 200 })`,
+    ]);
+    await tree.edit('views/fct_client_conversion_events.ts', [
+      `        dim_user.branch_id,`,
+      `        dim_user.branch_id::varchar collate "C" as branch_id,`,
+    ]);
+    const { heading, statements } = await generated();
+    expect(heading).toMatch(
+      /^Changes dim_user\. Replaces fct_client_conversion_events, and fct_lead_conversions, which reads it\. Takes fct_lead_conversions and fct_client_conversion_events down and creates them anew, because they read what changes: readers wait until the end\.$/,
+    );
+    const order = [
+      'INSERT INTO "lead_conversions_new"."kept"',
+      'DROP MATERIALIZED VIEW "public"."fct_client_conversion_events";',
+      'ALTER TABLE "public"."dim_user" ALTER COLUMN "branch_id" SET DATA TYPE',
+      'REFRESH MATERIALIZED VIEW "lead_conversions_new"."fct_client_conversion_events";',
+      'EXECUTE kept.statement;',
+      'SET SCHEMA "public";',
+    ].map((part) => statements.findIndex((statement) => statement.includes(part)));
+    expect(order).toEqual(order.toSorted((one, other) => one - other));
+    expect(order).not.toContain(-1);
+    expect((await check()).stdout).toMatch(/^Nothing to generate: /);
   });
 
   test('adds a new view under its name, and removes one again with a table', async () => {
@@ -159,7 +249,7 @@ export const branchUsers = withProperties(
       'export { branchUsers, notes, type RecordedRefresh',
     ]);
     await refused(
-      generate('--name', 'branch_users'),
+      generate('branch_users'),
       /^branch_users is not among viewsInOrder of views\/refresh\.ts: nothing refreshes it\.\n$/,
     );
     await tree.edit(
@@ -171,11 +261,12 @@ export const branchUsers = withProperties(
       [`import { viewRefreshes }`, `import { branchUsers, viewRefreshes }`],
     );
     expect(await generated()).toEqual({
-      heading: 'Changes notes. Adds branch_users.',
+      heading: 'Adds notes and branch_users.',
       statements: [
         'CREATE TABLE "public"."notes" (\n\t"note" varchar\n);',
         `COMMENT ON TABLE "public"."notes" IS 'One row per note.';`,
         `COMMENT ON COLUMN "public"."notes"."note" IS 'Its text.';`,
+        expect.stringMatching(/"notes"'\s.*REVOKE ALL ON /s),
         expect.stringMatching(/^-- [^;]*\nSET LOCAL row_security TO off;$/),
         'CREATE MATERIALIZED VIEW "public"."branch_users" AS (select distinct branch_id collate "default" as branch_id from public.fct_lead_conversions) WITH NO DATA;',
         'REFRESH MATERIALIZED VIEW "public"."branch_users";',
@@ -183,8 +274,8 @@ export const branchUsers = withProperties(
         `COMMENT ON MATERIALIZED VIEW "public"."branch_users" IS 'One row per branch.';`,
         `COMMENT ON COLUMN "public"."branch_users"."branch_id" IS 'The branch.';`,
         `COMMENT ON INDEX "public"."branch_users_branch_id_key" IS 'One row per branch_id. REFRESH MATERIALIZED VIEW CONCURRENTLY needs it.';`,
+        expect.stringMatching(/"branch_users"'\s.*REVOKE ALL ON /s),
         'ANALYZE "public"."branch_users";',
-        expect.stringMatching(/"notes"',\s+'"public"."branch_users"'.*REVOKE ALL ON /s),
       ],
     });
 
@@ -192,7 +283,7 @@ export const branchUsers = withProperties(
     await tree.edit('views/index.ts', ['branchUsers, notes, ', '']);
     await tree.edit('views/refresh.ts', [', branchUsers]', ']'], ['branchUsers, viewR', 'viewR']);
     const { heading, statements } = await generated();
-    expect(heading).toMatch(/^Changes notes\. Removes branch_users\.$/);
+    expect(heading).toMatch(/^Removes notes and branch_users\.$/);
     expect(statements.at(-1)).toBe('DROP TABLE "public"."notes";');
     expect(statements.join('\n')).toContain('DROP MATERIALIZED VIEW "public"."branch_users";');
     expect(statements.join('\n')).not.toContain('fct_');
@@ -225,7 +316,7 @@ export const branchUsers = withProperties(
   });
 
   test('with --baseline has nothing to do where the baseline makes what is declared', async () => {
-    expect(await generate('--baseline')).toEqual({
+    expect(await baseline()).toEqual({
       code: 0,
       stdout: 'Nothing to generate: the baseline makes what schema/ and views/ declare.\n',
       stderr: '',
@@ -237,11 +328,11 @@ export const branchUsers = withProperties(
     await generated();
     await addNotes(tree);
     const meta = () => readdir(join(tree.folder, 'schema/migrations/meta'));
-    expect(await generate('--baseline')).toMatchObject({ code: 0, stderr: '' });
+    expect(await baseline()).toMatchObject({ code: 0, stderr: '' });
     expect(await tree.migrations()).toEqual(landed);
     expect(await meta()).toEqual(['0000_snapshot.json', '_journal.json']);
-    expect(await generate('--check')).toMatchObject({ code: 0, stderr: '' });
-    expect(await generate('--baseline')).toMatchObject({
+    expect(await check(empty)).toMatchObject({ code: 0, stderr: '' });
+    expect(await baseline()).toMatchObject({
       stdout: expect.stringMatching(/^Nothing to generate: /),
     });
     const text = await readFile(
@@ -259,10 +350,32 @@ export const branchUsers = withProperties(
       (await readFile(file, 'utf8')).replace('SET LOCAL search_path', 'SET search_path'),
     );
     await refused(
-      generate('--check'),
+      check(),
       /^schema\/migrations\/0000_lead_conversions\.sql does not begin with "SET LOCAL search_path TO pg_catalog, pg_temp;--> statement-breakpoint", /,
     );
   });
+
+  test.each([
+    ['idx', { idx: 1 }],
+    ['when', { when: Date.parse('2020-01-01') }],
+  ])(
+    'refuses a journal whose %s does not rise, as two merged branches leave it',
+    async (_, wrong) => {
+      await tree.edit('schema/dim_user.ts', [`'Name of the user.'`, `'Full name of the user.'`]);
+      await generated();
+      await tree.edit('schema/dim_user.ts', [`'Full name of the user.'`, `'Name of the user.'`]);
+      expect(await generate('back')).toMatchObject({ code: 0 });
+      landed = await tree.migrations();
+      const file = join(tree.folder, 'schema/migrations/meta/_journal.json');
+      const journal = JSON.parse(await readFile(file, 'utf8'));
+      journal.entries[2] = { ...journal.entries[2], ...wrong };
+      await writeFile(file, JSON.stringify(journal));
+      await refused(
+        check(),
+        /^In schema\/migrations\/meta\/_journal\.json the migration 0002_back does not come after 0001_change by both its idx and its when, so a database that has 0001_change would never get it\. /,
+      );
+    },
+  );
 
   test('refuses one that does not keep its first statement apart', async () => {
     const file = join(tree.folder, 'schema/migrations', landed[0] ?? '');
@@ -270,10 +383,7 @@ export const branchUsers = withProperties(
       file,
       (await readFile(file, 'utf8')).replace('pg_temp;--> statement-breakpoint', 'pg_temp;'),
     );
-    await refused(
-      generate('--check'),
-      /and put --> statement-breakpoint between all statements\.\n$/,
-    );
+    await refused(check(), /and put --> statement-breakpoint between all statements\.\n$/);
   });
 
   test('takes a comment with a word longer than a line', async () => {
@@ -282,8 +392,8 @@ export const branchUsers = withProperties(
       `comment: 'One row per branch of a gym.'`,
       `comment: 'One row per branch of a gym, see ${url} for more.'`,
     ]);
-    expect(await generate('--baseline')).toMatchObject({ code: 0 });
-    expect(await generate('--check')).toMatchObject({ code: 0, stderr: '' });
+    expect(await baseline()).toMatchObject({ code: 0 });
+    expect(await check(empty)).toMatchObject({ code: 0, stderr: '' });
   });
 
   test('refuses a table and a view that are not declared in public', async () => {
@@ -293,15 +403,15 @@ export const branchUsers = withProperties(
       ['import { check, ', 'import { check, pgTable, '],
     );
     await refused(
-      generate('--name', 'schema'),
+      generate('schema'),
       /^dim_user is not declared in the schema public: declare it with publicTable or publicMaterializedView, /,
     );
   });
 
   test('refuses a name that is none', async () => {
-    for (const args of [[], ['--name', 'Days To Conversion']]) {
+    for (const name of ['', 'Days To Conversion']) {
       await refused(
-        generate(...args),
+        generate(name),
         /^Name the migration after what changes, in lower case, digits and underscores: /,
       );
     }
@@ -310,7 +420,7 @@ export const branchUsers = withProperties(
   test('with --check fails where something is missing, shows it and writes nothing', async () => {
     await tree.edit('schema/dim_user.ts', [`'Name of the user.'`, `'Full name of the user.'`]);
     await refused(
-      generate('--check'),
+      command('--check'),
       /^The migrations do not make what schema\/ and views\/ declare\. .*IS 'Full name of the user\.';\n/s,
     );
   });
@@ -321,7 +431,7 @@ export const branchUsers = withProperties(
       'from public.fct_conversion_events as events',
     ]);
     await refused(
-      generate('--name', 'typo'),
+      generate('typo'),
       /^A statement of the migration would fail: relation "public\.fct_conversion_events" does not exist\nline \d+: from public\.fct_conversion_events as events\n$/,
     );
   });
@@ -349,16 +459,17 @@ export const branchUsers = withProperties(
       ],
       [`'E-mail address of the user.',`, `'E-mail address of the user.', initial: 'Of the name.',`],
     );
-    expect((await generated()).heading).toMatch(
-      /^Changes dim_user\. Replaces fct_lead_conversions\.$/,
-    );
+    expect((await generatedFiles()).map(({ heading }) => heading)).toEqual([
+      expect.stringMatching(/^Changes dim_user\. The views follow /),
+      'Replaces fct_lead_conversions.',
+    ]);
   });
 
   test('refuses a view that reads a column which it is not declared to read', async () => {
     await tree.edit('views/fct_client_conversion_events.ts', ['      dimUser.createdAt,\n', '']);
     await tree.edit('schema/dim_user.ts', [`'Name of the user.'`, `'Full name of the user.'`]);
     await refused(
-      generate('--name', 'reads'),
+      generate('reads'),
       /^Declare in "reads" what the view reads\. A refresh would say: fct_client_conversion_events reads created_at of dim_user\. /,
     );
   });
@@ -369,16 +480,20 @@ export const branchUsers = withProperties(
       'end as lead_status',
     ]);
     await refused(
-      generate('--name', 'columns'),
+      generate('columns'),
       /^The migrations would not make fct_lead_conversions as it is declared: its columns would be /,
     );
   });
 
-  test('refuses a table, a check and an index without a comment', async () => {
+  test('refuses a table, a column, a check and an index without a comment', async () => {
+    const column = `name: 'Name of the user.',`;
+    await tree.edit('schema/dim_user.ts', [column, '']);
+    await refused(generate('comments'), /^The column name of dim_user has no comment: /);
+    await tree.edit('schema/dim_user.ts', ['    columns: {', `    columns: { ${column}`]);
     const check = '      dim_user_created_at_check: calendarRangeRule,\n';
     await tree.edit('schema/dim_user.ts', [check, '']);
     await refused(
-      generate('--name', 'comments'),
+      generate('comments'),
       /^The check dim_user_created_at_check of dim_user has no comment: declare it with withProperties, /,
     );
     await tree.edit('views/view_refreshes.ts', [
@@ -387,7 +502,7 @@ export const branchUsers = withProperties(
     ]);
     await tree.edit('views/index.ts', ['{ type RecordedRefresh', '{ notes, type RecordedRefresh']);
     await tree.edit('schema/dim_user.ts', ['    checks: {\n', `    checks: {\n${check}`]);
-    await refused(generate('--name', 'comments'), /^notes has no comment: /);
+    await refused(generate('comments'), /^notes has no comment: /);
   });
 
   test('stops where drizzle-kit has a question and nobody can answer', async () => {
@@ -396,7 +511,7 @@ export const branchUsers = withProperties(
       [`name: varchar('name'),`, `fullName: varchar('full_name'),`],
       [`name: 'Name of the user.'`, `fullName: 'Name of the user.'`],
     );
-    const { code, stderr } = await generate('--name', 'rename');
+    const { code, stderr } = await command('--name', 'rename');
     expect(code).not.toBe(0);
     expect(stderr).toContain('drizzle-kit has a question. Run "npm run generate" in a terminal.\n');
     expect(await tree.migrations()).toEqual(landed);

@@ -105,6 +105,42 @@ describe('loading', () => {
     ]);
   });
 
+  test('tells names apart that JSON takes for the same number', async () => {
+    const purchase = (name: string) => ({
+      'dim_user.csv': [users, 'mia,,,,'],
+      'fct_membership_purchases.csv': [memberships, `mia,,1,,,"{""name"": ${name}}"`],
+    });
+    await load(purchase('1.5'));
+    expect(await load(purchase('1.50'))).toContainEqual({
+      file: 'fct_membership_purchases.csv',
+      rows: 1,
+      inserted: 0,
+      updated: 1,
+    });
+    expect(await database.db.select().from(fctMembershipPurchases)).toMatchObject([
+      { membershipName: '1.50' },
+    ]);
+    // The same text in another order of keys and with other spaces is the same.
+    await load(purchase('{"" a"": 1, ""b"": 2}'));
+    expect(await load(purchase('{""b"":2,"" a"":1}'))).toContainEqual({
+      file: 'fct_membership_purchases.csv',
+      rows: 1,
+      inserted: 0,
+      updated: 0,
+    });
+    await expect(
+      load({
+        'fct_membership_purchases.csv': [
+          memberships,
+          'mia,,1,,,"{""name"": 1}"',
+          'mia,,1,,,"{""name"": 1.0}"',
+        ],
+      }),
+    ).rejects.toThrow(
+      'fct_membership_purchases.csv, line 3: user_id "mia", user_membership_id "1" stands in line 2 too, with other values.',
+    );
+  });
+
   test('loads a file with a header and no rows', async () => {
     expect(await load({ 'dim_user.csv': [users] })).toEqual([
       { file: 'dim_user.csv', rows: 0, inserted: 0, updated: 0 },
@@ -222,7 +258,7 @@ describe('bad input is refused, with its place', () => {
           `known,,2,,,"{""name"": ""${'x'.repeat(1001)}""}"`,
         ],
       },
-      says: 'fct_membership_purchases.csv, line 3, column membership_purchase_details: must have a name and a source of at most 1,000 bytes each',
+      says: 'fct_membership_purchases.csv, line 3, column membership_purchase_details: must not have a name or a source that is longer than 1,000 bytes',
     },
     {
       what: 'an identifier that is too long',
@@ -234,7 +270,7 @@ describe('bad input is refused, with its place', () => {
       files: {
         'fct_membership_purchases.csv': [`${memberships},membership_name`, 'known,,1,,,,Gold'],
       },
-      says: `fct_membership_purchases.csv, line 1: unknown column "membership_name". The header of a comma-separated fct_membership_purchases.csv names ${memberships.replaceAll(',', ', ')}, in any order.`,
+      says: `fct_membership_purchases.csv, line 1: column membership_name is derived from the details, and is to be left out. The header of a comma-separated fct_membership_purchases.csv names ${memberships.replaceAll(',', ', ')}, in any order.`,
     },
     {
       what: 'a row without its key',

@@ -151,8 +151,8 @@ user_first_purchases as (
 -- first.
 --
 -- For speed: the rows leave in the byte order of user_id. REFRESH MATERIALIZED
--- VIEW CONCURRENTLY sorts all new rows by their bytes, to see that there are no
--- duplicates, and rows in order are sorted at a glance.
+-- VIEW CONCURRENTLY sorts all new rows without a NULL by their bytes, to see that
+-- there are no duplicates, and rows in order are sorted at a glance.
 select
     user_id,
     branch_id,

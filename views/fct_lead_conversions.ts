@@ -86,7 +86,8 @@ filtered_conversions as (
     from public.fct_client_conversion_events as events
     cross join conversion_filters
 
-    -- For speed: the final order, here already, where a row has fewer columns.
+    -- For speed: the final order, here already, has Postgres judge the type of
+    -- each row once, and not again for every column that depends on it.
     order by
         user_id asc,
         client_conversion_event_type asc nulls last,
@@ -101,8 +102,9 @@ filtered_conversions as (
 -- For speed: the rows come in the order of their bytes, column by column. What
 -- is between user_id and lead_status is the same in all rows of a user, a CLIENT
 -- comes before a LEAD, whose type is NULL, and what is between type and filter
--- follows from the type. REFRESH MATERIALIZED VIEW CONCURRENTLY sorts them like
--- that to see that there are no duplicates, and then has nothing to move.
+-- follows from the type. REFRESH MATERIALIZED VIEW CONCURRENTLY sorts all rows
+-- without a NULL like that, to see that there are no duplicates, and then has
+-- nothing to move.
 select
     user_id,
     branch_id,

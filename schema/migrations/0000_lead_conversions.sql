@@ -106,15 +106,15 @@ COMMENT ON COLUMN "public"."fct_credit_pack_purchases"."branch_id" IS 'Branch th
 COMMENT ON COLUMN "public"."fct_credit_pack_purchases"."credit_pack_id" IS 'Identifier of the purchased credit pack within its user.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_credit_pack_purchases"."credit_pack_purchased_at" IS 'Instant at which the credit pack was purchased. NULL counts as later than every other.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_credit_pack_purchases"."created_at" IS 'Instant at which the credit pack was created.';--> statement-breakpoint
-COMMENT ON COLUMN "public"."fct_credit_pack_purchases"."credit_pack_purchase_details" IS 'What upstream says of the purchase, a JSON object: name of the credit pack, and source of the purchase.';--> statement-breakpoint
-COMMENT ON COLUMN "public"."fct_credit_pack_purchases"."credit_pack_name" IS 'Name of the credit pack. Derived: the key name of credit_pack_purchase_details, which is what is written.';--> statement-breakpoint
-COMMENT ON COLUMN "public"."fct_credit_pack_purchases"."credit_pack_source" IS 'Source of the purchase. Derived: the key source of credit_pack_purchase_details, which is what is written.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."fct_credit_pack_purchases"."credit_pack_purchase_details" IS 'What upstream says of the purchase, a JSON object, or JSON null: name of the credit pack, and source of the purchase, of at most 1,000 bytes each.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."fct_credit_pack_purchases"."credit_pack_name" IS 'Name of the credit pack. Derived: the key name of credit_pack_purchase_details, which is what is written. NULL where that has none.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."fct_credit_pack_purchases"."credit_pack_source" IS 'Source of the purchase. Derived: the key source of credit_pack_purchase_details, which is what is written. NULL where that has none.';--> statement-breakpoint
 COMMENT ON CONSTRAINT "fct_credit_pack_purchases_branch_id_check" ON "public"."fct_credit_pack_purchases" IS 'must be at most 255 bytes long';--> statement-breakpoint
 COMMENT ON CONSTRAINT "fct_credit_pack_purchases_created_at_check" ON "public"."fct_credit_pack_purchases" IS 'must lie in the years 1 to 9999 (UTC)';--> statement-breakpoint
 COMMENT ON CONSTRAINT "fct_credit_pack_purchases_credit_pack_id_check" ON "public"."fct_credit_pack_purchases" IS 'must be at most 255 bytes long';--> statement-breakpoint
 COMMENT ON CONSTRAINT "fct_credit_pack_purchases_credit_pack_purchase_details_check" ON "public"."fct_credit_pack_purchases" IS 'must be a JSON object, or JSON null';--> statement-breakpoint
 COMMENT ON CONSTRAINT "fct_credit_pack_purchases_credit_pack_purchased_at_check" ON "public"."fct_credit_pack_purchases" IS 'must lie in the years 1 to 9999 (UTC)';--> statement-breakpoint
-COMMENT ON CONSTRAINT "fct_credit_pack_purchases_details_check" ON "public"."fct_credit_pack_purchases" IS 'must have a name and a source of at most 1,000 bytes each';--> statement-breakpoint
+COMMENT ON CONSTRAINT "fct_credit_pack_purchases_details_check" ON "public"."fct_credit_pack_purchases" IS 'must not have a name or a source that is longer than 1,000 bytes';--> statement-breakpoint
 COMMENT ON CONSTRAINT "fct_credit_pack_purchases_user_id_check" ON "public"."fct_credit_pack_purchases" IS 'must be at most 255 bytes long';--> statement-breakpoint
 COMMENT ON INDEX "public"."fct_credit_pack_purchases_first" IS 'The purchases of a user in the order in which the first is found, with all that the reports show of it, so that the first one is read from the index alone.';--> statement-breakpoint
 
@@ -146,12 +146,12 @@ COMMENT ON COLUMN "public"."fct_membership_purchases"."branch_id" IS 'Branch tha
 COMMENT ON COLUMN "public"."fct_membership_purchases"."user_membership_id" IS 'Identifier of the purchased membership within its user.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_membership_purchases"."membership_purchased_at" IS 'Instant at which the membership was purchased. NULL counts as later than every other.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_membership_purchases"."created_at" IS 'Instant at which the membership was created.';--> statement-breakpoint
-COMMENT ON COLUMN "public"."fct_membership_purchases"."membership_purchase_details" IS 'What upstream says of the purchase, a JSON object: name of the membership, and source of the purchase.';--> statement-breakpoint
-COMMENT ON COLUMN "public"."fct_membership_purchases"."membership_name" IS 'Name of the membership. Derived: the key name of membership_purchase_details, which is what is written.';--> statement-breakpoint
-COMMENT ON COLUMN "public"."fct_membership_purchases"."membership_source" IS 'Source of the purchase. Derived: the key source of membership_purchase_details, which is what is written.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."fct_membership_purchases"."membership_purchase_details" IS 'What upstream says of the purchase, a JSON object, or JSON null: name of the membership, and source of the purchase, of at most 1,000 bytes each.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."fct_membership_purchases"."membership_name" IS 'Name of the membership. Derived: the key name of membership_purchase_details, which is what is written. NULL where that has none.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."fct_membership_purchases"."membership_source" IS 'Source of the purchase. Derived: the key source of membership_purchase_details, which is what is written. NULL where that has none.';--> statement-breakpoint
 COMMENT ON CONSTRAINT "fct_membership_purchases_branch_id_check" ON "public"."fct_membership_purchases" IS 'must be at most 255 bytes long';--> statement-breakpoint
 COMMENT ON CONSTRAINT "fct_membership_purchases_created_at_check" ON "public"."fct_membership_purchases" IS 'must lie in the years 1 to 9999 (UTC)';--> statement-breakpoint
-COMMENT ON CONSTRAINT "fct_membership_purchases_details_check" ON "public"."fct_membership_purchases" IS 'must have a name and a source of at most 1,000 bytes each';--> statement-breakpoint
+COMMENT ON CONSTRAINT "fct_membership_purchases_details_check" ON "public"."fct_membership_purchases" IS 'must not have a name or a source that is longer than 1,000 bytes';--> statement-breakpoint
 COMMENT ON CONSTRAINT "fct_membership_purchases_membership_purchase_details_check" ON "public"."fct_membership_purchases" IS 'must be a JSON object, or JSON null';--> statement-breakpoint
 COMMENT ON CONSTRAINT "fct_membership_purchases_membership_purchased_at_check" ON "public"."fct_membership_purchases" IS 'must lie in the years 1 to 9999 (UTC)';--> statement-breakpoint
 COMMENT ON CONSTRAINT "fct_membership_purchases_user_id_check" ON "public"."fct_membership_purchases" IS 'must be at most 255 bytes long';--> statement-breakpoint
@@ -310,8 +310,8 @@ user_first_purchases as (
 -- first.
 --
 -- For speed: the rows leave in the byte order of user_id. REFRESH MATERIALIZED
--- VIEW CONCURRENTLY sorts all new rows by their bytes, to see that there are no
--- duplicates, and rows in order are sorted at a glance.
+-- VIEW CONCURRENTLY sorts all new rows without a NULL by their bytes, to see that
+-- there are no duplicates, and rows in order are sorted at a glance.
 select
     user_id,
     branch_id,
@@ -432,7 +432,8 @@ filtered_conversions as (
     from public.fct_client_conversion_events as events
     cross join conversion_filters
 
-    -- For speed: the final order, here already, where a row has fewer columns.
+    -- For speed: the final order, here already, has Postgres judge the type of
+    -- each row once, and not again for every column that depends on it.
     order by
         user_id asc,
         client_conversion_event_type asc nulls last,
@@ -447,8 +448,9 @@ filtered_conversions as (
 -- For speed: the rows come in the order of their bytes, column by column. What
 -- is between user_id and lead_status is the same in all rows of a user, a CLIENT
 -- comes before a LEAD, whose type is NULL, and what is between type and filter
--- follows from the type. REFRESH MATERIALIZED VIEW CONCURRENTLY sorts them like
--- that to see that there are no duplicates, and then has nothing to move.
+-- follows from the type. REFRESH MATERIALIZED VIEW CONCURRENTLY sorts all rows
+-- without a NULL like that, to see that there are no duplicates, and then has
+-- nothing to move.
 select
     user_id,
     branch_id,

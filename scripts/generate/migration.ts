@@ -107,7 +107,8 @@ export async function completeMigration(
     await db.execute(firstStatement);
     const plan = await planOf(db, declared, statements, creations);
     const touchesViews = plan.old.length > 0 || plan.created.length > 0;
-    if (plan.changes.length > 0 && touchesViews && !plan.isUnderViews) {
+    const locks = locksOf(plan.changes, plan.made);
+    if (locks.length > 0 && touchesViews && !plan.isUnderViews) {
       await file(db, headingOfTables, changeTables, plan);
       await file(db, headingOf, replaceViews, { ...plan, changes: [] });
     } else {
@@ -183,6 +184,9 @@ async function replaceViews(db: Session, plan: Plan, add: Add): Promise<void> {
   const place = replaced.length > 0 ? scratch : 'public';
   const standing = declared.filter(({ name }) => !created.includes(name));
   const surplus = surplusIndexes(standing, made);
+  if (plan.changes.length > 0 && !plan.isUnderViews) {
+    await changeTables(db, plan, add);
+  }
   if (replaced.length > 0) {
     await add(
       `CREATE SCHEMA "${scratch}";`,
@@ -321,7 +325,7 @@ async function tablesUnderViews(db: Session, statements: string[]): Promise<stri
 }
 
 /** Does work in a transaction that is rolled back when it is done. */
-async function rolledBack(db: Session, work: (tx: Session) => Promise<void>): Promise<void> {
+export async function rolledBack(db: Session, work: (tx: Session) => Promise<void>): Promise<void> {
   const done = new Error('done');
   await db
     .transaction(async (tx) => {

@@ -1,13 +1,22 @@
-import { cp, mkdtemp, readdir, readFile, rm, symlink, writeFile } from 'node:fs/promises';
+import { cp, mkdtemp, readdir, readFile, rename, rm, symlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
+import type { Session } from '../../views/session.ts';
 import { type Result, run } from './commands.ts';
 
 /** A copy of this package, to change and to run its commands in. */
 export interface ScratchTree {
+  /** Where it is. It moves with each generate. */
   folder: string;
   /** Replaces texts in one of its files. Throws if one is not there exactly once. */
   edit(file: string, ...replacements: [from: string | RegExp, to: string][]): Promise<void>;
+  /**
+   * Does what the command `npm run generate` does there, without a process of its own,
+   * on an embedded database that is as it was afterwards.
+   */
+  generate(db: Session, options: { name?: string; check?: boolean }): Promise<string>;
+  /** The same for `npm run generate -- --baseline`, on an empty database. */
+  generateBaseline(db: Session): Promise<string>;
   /** Runs a command there, as `run` does. */
   run(url: string, command: Parameters<typeof run>[1], args?: string[]): Promise<Result>;
   /** The names of its migrations. */
@@ -28,28 +37,46 @@ const contents = [
 ];
 
 export async function scratchTree(): Promise<ScratchTree> {
-  const folder = await mkdtemp(join(tmpdir(), 'lead-conversions-tree-'));
+  const home = await mkdtemp(join(tmpdir(), 'lead-conversions-tree-'));
   for (const name of contents) {
-    await cp(name, join(folder, name), { recursive: true });
+    await cp(name, join(home, name), { recursive: true });
   }
-  await symlink(resolve('node_modules'), join(folder, 'node_modules'));
-  return {
-    folder,
+  await symlink(resolve('node_modules'), join(home, 'node_modules'));
+  let version = 0;
+  /**
+   * Its modules as they are now. A module is read once under a path, so the tree
+   * moves before each time.
+   */
+  const modules = async (): Promise<typeof import('../../scripts/generate/files.ts')> => {
+    version += 1;
+    const moved = `${home}-${version}`;
+    await rename(tree.folder, moved);
+    tree.folder = moved;
+    return await import(join(moved, 'scripts/generate/files.ts'));
+  };
+  const tree: ScratchTree = {
+    folder: home,
     edit: async (file, ...replacements) => {
-      let text = await readFile(join(folder, file), 'utf8');
+      const path = join(tree.folder, file);
+      let text = await readFile(path, 'utf8');
       for (const [from, to] of replacements) {
         if (text.split(from).length !== 2) {
           throw new Error(`${file} does not have this text exactly once: ${from}`);
         }
         text = text.replace(from, () => to);
       }
-      await writeFile(join(folder, file), text);
+      await writeFile(path, text);
     },
-    run: (url, command, args = []) => run(url, command, args, {}, folder),
+    generate: async (db, options) => (await modules()).generate(db, options),
+    generateBaseline: async (db) => (await modules()).generateBaseline(db),
+    run: (url, command, args = []) => run(url, command, args, {}, tree.folder),
     migrations: async () =>
-      (await readdir(join(folder, 'schema/migrations'))).filter((name) => name.endsWith('.sql')),
-    remove: () => rm(folder, { recursive: true }),
+      (await readdir(join(tree.folder, 'schema/migrations'))).filter((name) =>
+        name.endsWith('.sql'),
+      ),
+    remove: () => rm(tree.folder, { recursive: true }),
   };
+  return tree;
 }
 
 /** Adds a column to the first view, which the second one reads. */

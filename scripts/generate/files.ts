@@ -1,0 +1,185 @@
+import { randomUUID } from 'node:crypto';
+import { readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { generateDrizzleJson, generateMigration } from 'drizzle-kit/api';
+import { getTableName, is } from 'drizzle-orm';
+import { PgTable } from 'drizzle-orm/pg-core';
+import { refreshDefaults } from '../../views/refresh.ts';
+import type { Session } from '../../views/session.ts';
+import { migrations } from '../database.ts';
+import { createRecords, migrateDatabase } from '../migrations.ts';
+import { declarations, declaredRelations } from './catalog.ts';
+import {
+  type Changes,
+  completeBaseline,
+  completeMigration,
+  rolledBack,
+  textOf,
+} from './migration.ts';
+import { firstStatement } from './statements.ts';
+
+/** For messages, which are read where the commands are run. */
+const folder = 'schema/migrations';
+const journalFile = 'meta/_journal.json';
+const baseline = '0000_lead_conversions';
+const prefixOf = (idx: number) => String(idx).padStart(4, '0');
+const sqlFile = (tag: string) => `${tag}.sql`;
+const snapshotFile = (idx: number) => `meta/${prefixOf(idx)}_snapshot.json`;
+
+type Snapshot = ReturnType<typeof generateDrizzleJson>;
+
+/** drizzle-kit's list of the migrations. */
+interface Journal {
+  entries: { idx: number; version: string; when: number; tag: string; breakpoints: boolean }[];
+}
+
+const read = (file: string) => readFileSync(join(migrations.migrationsFolder, file), 'utf8');
+const save = (file: string, text: string) =>
+  writeFileSync(join(migrations.migrationsFolder, file), text);
+
+const settings = { lockTimeout: '0', maxLoss: refreshDefaults.maxLoss };
+
+/**
+ * Writes the migration from what the migrations make so far to what is declared,
+ * and returns what to tell people. Tries it in the given embedded database, which
+ * is as it was afterwards.
+ *
+ * Throws an Error that says why there can be no such migration, or with `check`
+ * that there is one.
+ */
+export async function generate(
+  db: Session,
+  { name, check = false }: { name?: string; check?: boolean },
+): Promise<string> {
+  if (!check && !/^[a-z0-9_]+$/.test(name ?? '')) {
+    throw new Error(
+      'Name the migration after what changes, in lower case, digits and underscores: npm run generate -- --name WHAT_CHANGED',
+    );
+  }
+  const journal: Journal = JSON.parse(read(journalFile));
+  const last = journal.entries.at(-1);
+  if (!last) {
+    throw new Error(`There are no migrations in ${folder} to go on from.`);
+  }
+  refuseOtherOrder(journal);
+  for (const { tag } of journal.entries) {
+    refuseOtherBeginnings(tag);
+  }
+  const declared = declaredRelations();
+  const previous: Snapshot = JSON.parse(read(snapshotFile(last.idx)));
+  const current = generateDrizzleJson(declarations, previous.id);
+  const changes = await changesBetween(previous, current);
+  // Drizzle skips a migration that is not later than those before it.
+  const when = Math.max(Date.now(), last.when + 1);
+  const files: string[][] = [];
+  await rolledBack(db, async (tx) => {
+    await migrateDatabase(tx, settings);
+    files.push(...(await completeMigration(tx, declared, changes, when)));
+  });
+  if (files.length === 0) {
+    return 'Nothing to generate: the migrations make what schema/ and views/ declare.';
+  }
+  if (check) {
+    throw new Error(
+      `The migrations do not make what schema/ and views/ declare. Run "npm run generate -- --name WHAT_CHANGED", which writes:\n\n${files.map(textOf).join('\n')}`,
+    );
+  }
+
+  const tablesFirst = { ...current, ...tablesOfBoth(previous, current), id: randomUUID() };
+  const snapshots =
+    files.length === 1 ? [current] : [tablesFirst, { ...current, prevId: tablesFirst.id }];
+  const written = files.map((migration, index) => {
+    const idx = last.idx + 1 + index;
+    const isOfTables = index < files.length - 1;
+    const tag = `${prefixOf(idx)}_${name}${isOfTables ? '_tables' : ''}`;
+    journal.entries.push({ ...last, idx, when: when + index, tag });
+    return write(migration, snapshots[index] as Snapshot, journal);
+  });
+  return written.join('\n');
+}
+
+/** What there is once the tables have what is new, the views are as before, and nothing is dropped yet. */
+function tablesOfBoth(previous: Snapshot, current: Snapshot): Pick<Snapshot, 'tables' | 'views'> {
+  type Tables = Record<string, { columns: object }>;
+  const [old, all] = [previous.tables as Tables, current.tables as Tables];
+  const tables = Object.entries(all).map(([name, table]) => [
+    name,
+    { ...table, columns: { ...old[name]?.columns, ...table.columns } },
+  ]);
+  return { tables: { ...old, ...Object.fromEntries(tables) }, views: previous.views };
+}
+
+/** Throws if Drizzle would skip a migration, such as one of two branches that were merged. */
+function refuseOtherOrder({ entries }: Journal): void {
+  entries.forEach((entry, index) => {
+    const before = entries[index - 1];
+    if (before && !(entry.idx > before.idx && entry.when > before.when)) {
+      throw new Error(
+        `In ${join(folder, journalFile)} the migration ${entry.tag} does not come after ${before.tag} by both its idx and its when, so a database that has ${before.tag} would never get it. Take the later one of the two out of the journal, delete its files, and generate it again.`,
+      );
+    }
+  });
+}
+
+/** Writes the last migration of the journal, and the journal. */
+function write(migration: string[], snapshot: Snapshot, journal: Journal): string {
+  const { idx, tag } = journal.entries.at(-1) as Journal['entries'][number];
+  save(sqlFile(tag), textOf(migration));
+  save(snapshotFile(idx), JSON.stringify(snapshot, null, 2));
+  save(journalFile, JSON.stringify(journal, null, 2));
+  return `Wrote ${join(folder, sqlFile(tag))}. Read it, try it, and commit it with its files in ${folder}/meta.`;
+}
+
+/**
+ * Writes the one migration that makes all that is declared, in place of those
+ * there are, and returns what to tell people. Tries it in the given database,
+ * which must be empty.
+ */
+export async function generateBaseline(db: Session): Promise<string> {
+  const journal: Journal = JSON.parse(read(journalFile));
+  const declared = declaredRelations();
+  const nothing = generateDrizzleJson({});
+  const current = generateDrizzleJson(declarations, nothing.prevId);
+  const tables = Object.values(declarations).flatMap((it) =>
+    is(it, PgTable) ? [getTableName(it)] : [],
+  );
+  const changes = await changesBetween(nothing, current);
+  const migration: string[] = [];
+  await rolledBack(db, async (tx) => {
+    await createRecords(tx, settings.lockTimeout);
+    migration.push(...(await completeBaseline(tx, declared, changes, tables)));
+  });
+  const [first, ...others] = journal.entries;
+  if (first?.tag === baseline && others.length === 0) {
+    const was: Snapshot = JSON.parse(read(snapshotFile(0)));
+    const isSame = JSON.stringify({ ...current, id: was.id }) === JSON.stringify(was);
+    if (isSame && read(sqlFile(baseline)) === textOf(migration)) {
+      return 'Nothing to generate: the baseline makes what schema/ and views/ declare.';
+    }
+  }
+  for (const { idx, tag } of journal.entries) {
+    rmSync(join(migrations.migrationsFolder, sqlFile(tag)));
+    rmSync(join(migrations.migrationsFolder, snapshotFile(idx)));
+  }
+  const { version } = current;
+  const entry = { idx: 0, version, when: Date.now(), tag: baseline, breakpoints: true };
+  return write(migration, current, { ...journal, entries: [entry] });
+}
+
+/** Throws if in a migration, of the file with this name, a name may mean what others have created. */
+function refuseOtherBeginnings(tag: string): void {
+  const text = read(sqlFile(tag)).replace(/^(?:--.*\n|\s)*/, '');
+  const breakpoint = '--> statement-breakpoint';
+  const [first = ''] = text.split(breakpoint);
+  if (first.trim() !== firstStatement) {
+    throw new Error(
+      `${join(folder, sqlFile(tag))} does not begin with "${firstStatement}${breakpoint}", so a name in it may mean what somebody else has created. Begin it with that line, write each relation with its schema, and put ${breakpoint} between all statements.`,
+    );
+  }
+}
+
+/** What drizzle-kit says it takes to get from one of its snapshots to the next. */
+async function changesBetween(previous: Snapshot, current: Snapshot): Promise<Changes> {
+  const statements = await generateMigration(previous, current);
+  return { statements, creations: await generateMigration({ ...current, views: {} }, current) };
+}
