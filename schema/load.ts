@@ -212,7 +212,7 @@ async function checkRules(
   );
   if (relation?.missing) {
     throw new Error(
-      `The database has no ${name}: it has not been migrated. Run "npx drizzle-kit migrate" first.`,
+      `The database has no ${name}: it has not been migrated. Run "npm run migrate" first.`,
     );
   }
   const checks = await transaction.query(sql`

@@ -67,9 +67,7 @@ export async function openDatabase(
   if (url.startsWith('pglite:')) {
     const folder = url.slice('pglite:'.length);
     if (!isNew && !existsSync(join(folder, 'PG_VERSION'))) {
-      throw new Error(
-        `There is no database in ${folder}. Make one with "npx drizzle-kit migrate", which reads DATABASE_URL too.`,
-      );
+      throw new Error(`There is no database in ${folder}. Make one with "npm run migrate".`);
     }
     return openPglite(folder);
   }

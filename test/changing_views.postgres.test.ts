@@ -156,14 +156,14 @@ afterEach(async () => {
 });
 
 /** A client that reads again and again, a hundred times a second at most. */
-function readInLoop(work: (reader: postgres.Sql) => PromiseLike<unknown[]>) {
+function readInLoop(work: (reader: postgres.Sql) => PromiseLike<unknown[]>, rows = 4) {
   const reader = postgres(urlAs('owner'), { max: 1 });
   const reads: { at: number; took: number }[] = [];
   let isOver = false;
   const loop = async () => {
     while (!isOver) {
       const at = performance.now();
-      expect(await work(reader)).toHaveLength(4);
+      expect(await work(reader)).toHaveLength(rows);
       reads.push({ at, took: performance.now() - at });
       await new Promise((resolve) => setTimeout(resolve, 10));
     }
@@ -253,7 +253,7 @@ const readers = {
 
 describe('readers', () => {
   test('are never refused, and wait for the exchange alone', async () => {
-    const loops = Object.values(readers).map(readInLoop);
+    const loops = Object.values(readers).map((work) => readInLoop(work));
     const migrated = tree.run(urlAs('owner'), 'drizzle-kit migrate');
     const filling = await fillingOf(migrated);
     expect(await migrated).toMatchObject({ code: 0 });
@@ -277,7 +277,7 @@ describe('readers', () => {
   });
 
   test('are let through while a long report keeps the exchange waiting', async () => {
-    const loops = Object.values(readers).map(readInLoop);
+    const loops = Object.values(readers).map((work) => readInLoop(work));
     let migrated: Promise<unknown> | undefined;
     const report = { from: 0, to: 0 };
     await owner.begin(async (session) => {
@@ -378,6 +378,223 @@ describe('a migration that cannot be completed leaves everything as it was', () 
       );
     });
     expect(await state()).toEqual(before);
+  });
+});
+
+describe('what others have put on a view', () => {
+  /** All of it that Postgres knows of. */
+  const extras = async () => ({
+    indexes: await owner`
+      select indexname, indexdef, obj_description(format('public.%I', indexname)::regclass) as comment
+      from pg_indexes where tablename ~ '^fct_.*(events|conversions)$' order by indexname`,
+    statistics: await owner`
+      select pg_get_statisticsobjdef(pg_statistic_ext.oid) as definition, stxstattarget, stxowner::regrole::text,
+        exists (select from pg_stats_ext where statistics_name = stxname and dependencies is not null) as filled
+      from pg_statistic_ext order by stxname`,
+    relations: await owner`
+      select relname, relacl::text,
+        (select array_agg(option order by option) from unnest(reloptions) as option) as options
+      from pg_class
+      where relkind = 'm' order by relname`,
+    columns: await owner`
+      select relname, attname, attstattarget, attoptions, attstorage, attcompression, attacl::text
+      from pg_attribute inner join pg_class on attrelid = pg_class.oid
+      where relkind = 'm' and attnum > 0 and attname <> 'user_initial'
+      order by relname, attname`,
+  });
+
+  beforeEach(async () => {
+    await admin`create role analyst`;
+    await admin`create role other`;
+    await owner`create schema analysts`;
+    await owner.unsafe(`
+      create index "By Source" on fct_lead_conversions (client_conversion_event_source, lower(client_conversion_event_name)) with (fillfactor = 80) where lead_status = 'CLIENT';
+      comment on index "By Source" is 'Ours.';
+      create statistics analysts.pairs (dependencies) on client_conversion_event_source, client_conversion_event_type from fct_lead_conversions;
+      alter statistics analysts.pairs set statistics 50;
+      alter materialized view fct_client_conversion_events set (fillfactor = 90, autovacuum_enabled = false, toast.autovacuum_enabled = false);
+      alter materialized view fct_client_conversion_events alter column branch_id set statistics 1000;
+      alter materialized view fct_client_conversion_events alter column branch_id set (n_distinct = -0.1);
+      alter materialized view fct_client_conversion_events alter column first_membership_name set storage external;
+      grant select on fct_lead_conversions to analyst with grant option;
+      grant select (user_id, lead_status) on fct_client_conversion_events to other;
+      grant select on fct_client_conversion_events to public;
+      analyze fct_lead_conversions`);
+  });
+  afterEach(async () => {
+    await owner`drop owned by analyst, other`.catch(() => {});
+    await admin`drop database gym with (force)`;
+    await admin`drop role analyst, other`;
+    await admin`create database gym template template owner owner`;
+  });
+
+  test('is on the new view as well, and is listed', async () => {
+    const before = await extras();
+    const { code, stdout, stderr } = await tree.run(urlAs('owner'), 'npm run migrate');
+    expect([code, stdout]).toEqual([0, expect.stringContaining('user_initial: migrated')]);
+    expect(await extras()).toEqual(before);
+    for (const kept of [
+      'the index By Source of fct_lead_conversions',
+      'the statistics pairs of fct_lead_conversions',
+      'the option fillfactor=90 of fct_client_conversion_events',
+      'the option toast.autovacuum_enabled=false of fct_client_conversion_events',
+      'the statistics target of column branch_id of fct_client_conversion_events',
+      'SELECT on fct_lead_conversions for analyst',
+      'SELECT on fct_client_conversion_events.lead_status for other',
+      'SELECT on fct_client_conversion_events for PUBLIC',
+    ]) {
+      expect(stderr).toContain(`Kept ${kept}.\n`);
+    }
+    expect(stderr).not.toContain('lead_conversions_reader');
+  });
+
+  test('is on it when a superuser migrates, too', async () => {
+    const before = await extras();
+    expect(await tree.run(urlAs('postgres'), 'drizzle-kit migrate')).toMatchObject({ code: 0 });
+    expect(await extras()).toEqual(before);
+  });
+
+  test('stops the migration and is named where the new view cannot have it', async () => {
+    await writeFile(
+      migration,
+      text.replace(
+        /(CREATE TABLE "lead_conversions_new"\."kept")/,
+        'ALTER MATERIALIZED VIEW "lead_conversions_new"."fct_client_conversion_events" RENAME COLUMN "branch_id" TO "branch";--> statement-breakpoint\n$1',
+      ),
+    );
+    await owner`create index by_branch on fct_client_conversion_events (branch_id, user_id)`;
+    const before = await state();
+    const { code, stderr } = await tree.run(urlAs('owner'), 'npm run migrate');
+    expect([code, stderr]).toEqual([
+      1,
+      expect.stringMatching(
+        /Gone with its column: the statistics target of column branch_id of fct_client_conversion_events\.\n(?:.*\n)*\S+ has failed and changed nothing\. Nothing was migrated, because the new view cannot have the index by_branch of fct_client_conversion_events: column "branch_id" does not exist\. Drop that, migrate, and make it again as it fits the new view\.\n/,
+      ),
+    ]);
+    expect(await state()).toEqual(before);
+  });
+});
+
+describe('input that is half loaded', () => {
+  test('does not become the new views, unless that is allowed', async () => {
+    await owner`truncate fct_credit_pack_purchases`;
+    const before = await state();
+    for (const command of ['npm run migrate', 'drizzle-kit migrate'] as const) {
+      const { code, stdout, stderr } = await tree.run(urlAs('owner'), command);
+      expect(code).toBe(1);
+      expect(stdout + stderr).toMatch(
+        /Nothing was migrated, because the new fct_client_conversion_events would have (24000 clients instead of 42000|0 clients by credit pack instead of 30000), a loss of more than 20 %\./,
+      );
+    }
+    expect(await state()).toEqual(before);
+    expect(await tree.run(urlAs('owner'), 'npm run migrate', ['--max-loss', '100%'])).toMatchObject(
+      { code: 0 },
+    );
+    expect(
+      await owner`select count(first_credit_pack_id)::int as clients from fct_client_conversion_events`,
+    ).toEqual([{ clients: 0 }]);
+  });
+
+  test('is allowed to drizzle-kit by a setting of the role', async () => {
+    await owner`truncate fct_credit_pack_purchases`;
+    await admin`alter role owner in database gym set lead_conversions.max_loss = '100%'`;
+    expect(await tree.run(urlAs('owner'), 'drizzle-kit migrate')).toMatchObject({ code: 0 });
+  });
+});
+
+describe('timeouts of the role', () => {
+  test('do not end a migration', async () => {
+    await owner`alter role owner in database gym set statement_timeout = '20ms'`;
+    await owner`alter role owner in database gym set lock_timeout = '1ms'`;
+    for (const command of ['npm run migrate', 'drizzle-kit migrate'] as const) {
+      expect(await tree.run(urlAs('owner'), command)).toMatchObject({ code: 0 });
+    }
+    expect(await owner`select count(user_initial)::int from fct_client_conversion_events`).toEqual([
+      { count: 60_000 },
+    ]);
+  });
+});
+
+describe('a migration that changes tables, too', () => {
+  /** Trees in which a column was added to a table and to the first view, and in which a type changes. */
+  let added: ScratchTree;
+  let retyped: ScratchTree;
+  beforeAll(async () => {
+    added = await scratchTree();
+    await addUserInitial(added);
+    await added.edit(
+      'schema/dim_user.ts',
+      [`email: varchar('email'),`, `email: varchar('email'), phone: varchar('phone'),`],
+      [`'E-mail address of the user.',`, `'E-mail address of the user.', phone: 'Telephone.',`],
+    );
+    await added.run('', 'npm run generate', ['--name', 'phone']);
+    retyped = await scratchTree();
+    await retyped.edit('schema/dim_user.ts', [
+      `branchId: identifier('branch_id')`,
+      `branchId: varchar('branch_id', { length: 200 })`,
+    ]);
+    await retyped.edit('views/fct_client_conversion_events.ts', [
+      '        dim_user.branch_id,',
+      '        dim_user.branch_id::varchar collate "C" as branch_id,',
+    ]);
+    await retyped.run('', 'npm run generate', ['--name', 'retyped']);
+  });
+  afterAll(async () => {
+    await added.remove();
+    await retyped.remove();
+  });
+
+  test('keeps nobody waiting for the tables while a report reads them, nor while views are filled', async () => {
+    const reads = readInLoop(
+      async (reader) => [
+        ...(await readers.statement(reader)),
+        ...(await reader`select from dim_user where user_id = ${one.userId}`),
+        ...(await reader`select from dim_branch limit 1`),
+      ],
+      6,
+    );
+    const writes = readInLoop(async (writer) => [
+      ...(await writer`
+        update dim_user set name = name where user_id = ${one.userId}
+        returning array[1, 2, 3, 4]`),
+      ...Array(3),
+    ]);
+    let migrated: Promise<Result> | undefined;
+    await owner.begin(async (report) => {
+      await report`select from fct_lead_conversions limit 1`;
+      await report`select from dim_user limit 1`;
+      migrated = added.run(urlAs('owner'), 'npm run migrate');
+      await attempts(7); // more than nine seconds
+    });
+    expect(await migrated).toMatchObject({
+      code: 0,
+      stdout: expect.stringMatching(
+        /^0001_phone_tables: migrated, \d+ ms\n0002_phone: migrated, \d+ ms\n$/,
+      ),
+    });
+    for (const loop of [reads, writes]) {
+      const { longest } = await loop.end();
+      expect(longest).toBeLessThan(1000);
+    }
+  });
+
+  test('changes the type of a column under the views, which keep what others have put on them', async () => {
+    await owner`create index by_source on fct_lead_conversions (client_conversion_event_source)`;
+    await owner`grant select on fct_client_conversion_events to pg_monitor`;
+    const before = await state();
+    expect(await retyped.run(urlAs('owner'), 'npm run migrate')).toMatchObject({ code: 0 });
+    const after = await state();
+    expect(after.rows).toEqual(before.rows);
+    expect(after.relations.map(({ columns: _, ...relation }) => relation)).toEqual(
+      before.relations.map(({ columns: _, ...relation }) => relation),
+    );
+    expect(after.schemas).toEqual(before.schemas);
+    expect(
+      await owner`
+        select format_type(atttypid, atttypmod) as type from pg_attribute
+        where attrelid = 'dim_user'::regclass and attname = 'branch_id'`,
+    ).toEqual([{ type: 'character varying(200)' }]);
+    expect(await retyped.run(urlAs('owner'), 'npm run refresh')).toMatchObject({ code: 0 });
   });
 });
 

@@ -157,7 +157,7 @@ describe('the nightly job', () => {
     const says = (relation: string) => ({
       code: 1,
       stdout: '',
-      stderr: `The database has no ${relation}: it has not been migrated. Run "npx drizzle-kit migrate" first.\n`,
+      stderr: `The database has no ${relation}: it has not been migrated. Run "npm run migrate" first.\n`,
     });
     expect(await run(unmigrated.url, 'npm run refresh')).toEqual(
       says('fct_client_conversion_events'),
@@ -308,7 +308,7 @@ describe('DATABASE_URL', () => {
       expect(await run(`pglite:${folder}`, 'npm run refresh')).toEqual({
         code: 1,
         stdout: '',
-        stderr: `There is no database in ${folder}. Make one with "npx drizzle-kit migrate", which reads DATABASE_URL too.\n`,
+        stderr: `There is no database in ${folder}. Make one with "npm run migrate".\n`,
       });
       expect(await readdir(folder)).toEqual([]);
     } finally {

@@ -370,7 +370,7 @@ FROM (
 	FROM statistics
 	UNION ALL
 	SELECT 9, privilege_type, format('%s on %s for %s', privilege_type, concat_ws('.', view, column_name), grantee_name), format(
-		'GRANT %s%s ON %I.%I TO %s%s', privilege_type, format(' (%I)', column_name), ${target}, grantee_name,
+		'GRANT %s%s ON %I.%I TO %s%s', privilege_type, ' (' || quote_ident(column_name) || ')', ${target}, grantee_name,
 		CASE WHEN is_grantable THEN ' WITH GRANT OPTION' ELSE '' END
 	), column_name IS NOT NULL, false
 	FROM grants, LATERAL (SELECT CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END) AS grantees (grantee_name)
@@ -455,7 +455,7 @@ BEGIN
 	LOOP
 		IF (counted.was - counted.now) * 100 > counted.was * rtrim(setting, ' %')::numeric THEN
 			RAISE EXCEPTION 'Nothing was migrated, because the new fct_client_conversion_events would have % % instead of %, a loss of more than % %%.', counted.now, counted.name, counted.was, rtrim(setting, ' %')
-				USING HINT = 'Check that the input tables are complete. If they are, allow the loss with "npm run migrate -- --max-loss 100%", or for drizzle-kit with "alter role ... set lead_conversions.max_loss = ''100%''".';
+				USING HINT = 'Check that the input tables are complete. If they are, allow the loss with "npm run migrate -- --max-loss 100%", or for drizzle-kit have an administrator run "alter role ... set lead_conversions.max_loss = ''100%''".';
 		END IF;
 	END LOOP;
 	DROP TABLE "${scratch}"."counts";
