@@ -1,8 +1,9 @@
 import { readdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { sql } from 'drizzle-orm';
+import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { explain } from '../scripts/command.ts';
-import { openPglite } from '../scripts/database.ts';
+import { rolledBack } from '../scripts/generate/migration.ts';
 import type { Session } from '../views/session.ts';
 import type { Result } from './support/commands.ts';
 import { useDatabase } from './support/database.ts';
@@ -18,14 +19,6 @@ beforeEach(async () => {
 });
 afterEach(() => tree.remove());
 
-/** An embedded database that nothing has been migrated in. */
-let empty: Session;
-let closeEmpty: () => Promise<void>;
-beforeAll(async () => {
-  ({ db: empty, close: closeEmpty } = await openPglite());
-});
-afterAll(() => closeEmpty());
-
 /** What the command would say, of the same work without a process of its own. */
 const resultOf = (work: Promise<string>): Promise<Result> =>
   work.then(
@@ -33,8 +26,21 @@ const resultOf = (work: Promise<string>): Promise<Result> =>
     (error) => ({ code: 1, stdout: '', stderr: `${explain(error)}\n` }),
   );
 const generate = (name: string) => resultOf(tree.generate(migrated.db, { name }));
-const check = (db: Session = migrated.db) => resultOf(tree.generate(db, { check: true }));
-const baseline = () => resultOf(tree.generateBaseline(empty));
+const check = () => resultOf(tree.generate(migrated.db, { check: true }));
+
+/** Generates in an embedded database that is empty, and empties it for that as long as it takes. */
+async function inEmpty(work: (db: Session) => Promise<string>): Promise<Result> {
+  const results: Result[] = [];
+  await rolledBack(migrated.db, async (tx) => {
+    await tx.execute(sql`drop schema public cascade`);
+    await tx.execute(sql`drop schema drizzle cascade`);
+    await tx.execute(sql`create schema public`);
+    results.push(await resultOf(work(tx)));
+  });
+  return results[0] as Result;
+}
+const baseline = () => inEmpty((db) => tree.generateBaseline(db));
+const checkBaseline = () => inEmpty((db) => tree.generate(db, { check: true }));
 
 const command = (...args: string[]) => tree.run('', 'npm run generate', args);
 
@@ -331,7 +337,7 @@ export const branchUsers = withProperties(
     expect(await baseline()).toMatchObject({ code: 0, stderr: '' });
     expect(await tree.migrations()).toEqual(landed);
     expect(await meta()).toEqual(['0000_snapshot.json', '_journal.json']);
-    expect(await check(empty)).toMatchObject({ code: 0, stderr: '' });
+    expect(await checkBaseline()).toMatchObject({ code: 0, stderr: '' });
     expect(await baseline()).toMatchObject({
       stdout: expect.stringMatching(/^Nothing to generate: /),
     });
@@ -393,7 +399,7 @@ export const branchUsers = withProperties(
       `comment: 'One row per branch of a gym, see ${url} for more.'`,
     ]);
     expect(await baseline()).toMatchObject({ code: 0 });
-    expect(await check(empty)).toMatchObject({ code: 0, stderr: '' });
+    expect(await checkBaseline()).toMatchObject({ code: 0, stderr: '' });
   });
 
   test('refuses a table and a view that are not declared in public', async () => {

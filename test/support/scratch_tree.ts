@@ -6,7 +6,7 @@ import { type Result, run } from './commands.ts';
 
 /** A copy of this package, to change and to run its commands in. */
 export interface ScratchTree {
-  /** Where it is. It moves with each generate. */
+  /** Where it is. It moves with each change. */
   folder: string;
   /** Replaces texts in one of its files. Throws if one is not there exactly once. */
   edit(file: string, ...replacements: [from: string | RegExp, to: string][]): Promise<void>;
@@ -43,11 +43,12 @@ export async function scratchTree(): Promise<ScratchTree> {
   }
   await symlink(resolve('node_modules'), join(home, 'node_modules'));
   let version = 0;
+  let modules: Promise<typeof import('../../scripts/generate/files.ts')> | undefined;
   /**
    * Its modules as they are now. A module is read once under a path, so the tree
-   * moves before each time.
+   * moves when it has been edited.
    */
-  const modules = async (): Promise<typeof import('../../scripts/generate/files.ts')> => {
+  const readModules = async () => {
     version += 1;
     const moved = `${home}-${version}`;
     await rename(tree.folder, moved);
@@ -57,6 +58,7 @@ export async function scratchTree(): Promise<ScratchTree> {
   const tree: ScratchTree = {
     folder: home,
     edit: async (file, ...replacements) => {
+      modules = undefined;
       const path = join(tree.folder, file);
       let text = await readFile(path, 'utf8');
       for (const [from, to] of replacements) {
@@ -67,8 +69,14 @@ export async function scratchTree(): Promise<ScratchTree> {
       }
       await writeFile(path, text);
     },
-    generate: async (db, options) => (await modules()).generate(db, options),
-    generateBaseline: async (db) => (await modules()).generateBaseline(db),
+    generate: async (db, options) => {
+      modules ??= readModules();
+      return (await modules).generate(db, options);
+    },
+    generateBaseline: async (db) => {
+      modules ??= readModules();
+      return (await modules).generateBaseline(db);
+    },
     run: (url, command, args = []) => run(url, command, args, {}, tree.folder),
     migrations: async () =>
       (await readdir(join(tree.folder, 'schema/migrations'))).filter((name) =>
