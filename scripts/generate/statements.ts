@@ -279,102 +279,182 @@ WITH
 views AS (
 	SELECT oid, relname AS view, relowner, relacl, reloptions, reltablespace, reltoastrelid
 	FROM pg_class
-	WHERE relnamespace = 'public'::regnamespace AND relkind = 'm' AND relname IN (${literals(views)})
+	WHERE relnamespace = 'public'::regnamespace
+		AND relkind = 'm'
+		AND relname IN (${literals(views)})
 ),
 columns AS (
-	SELECT views.*, pg_attribute.*, format('column %I of %s', attname, view) AS column_of
+	SELECT view, relowner, pg_attribute.*, format('column %I of %s', attname, view) AS column_of
 	FROM views INNER JOIN pg_attribute ON attrelid = views.oid
 	WHERE attnum > 0 AND NOT attisdropped
 ),
 indexes AS (
-	SELECT views.view, relname AS index, pg_class.reltablespace AS tablespace, pg_index.*, obj_description(indexrelid, 'pg_class') AS comment
-	FROM views INNER JOIN pg_index ON indrelid = views.oid INNER JOIN pg_class ON pg_class.oid = indexrelid
+	SELECT
+		view, index.relname AS index, indexrelid, indisclustered, spcname,
+		obj_description(indexrelid, 'pg_class') AS comment
+	FROM views
+	INNER JOIN pg_index ON indrelid = views.oid
+	INNER JOIN pg_class AS index ON index.oid = indexrelid
+	LEFT JOIN pg_tablespace ON pg_tablespace.oid = index.reltablespace
 ),
 statistics AS (
 	SELECT
-		views.view, stxname, stxowner, nspname, pg_statistic_ext.oid,
+		view, stxname, stxowner, nspname, pg_statistic_ext.oid,
 		(to_jsonb(pg_statistic_ext) ->> 'stxstattarget')::int AS target,
 		obj_description(pg_statistic_ext.oid, 'pg_statistic_ext') AS comment
-	FROM views INNER JOIN pg_statistic_ext ON stxrelid = views.oid INNER JOIN pg_namespace ON pg_namespace.oid = stxnamespace
+	FROM views
+	INNER JOIN pg_statistic_ext ON stxrelid = views.oid
+	INNER JOIN pg_namespace ON pg_namespace.oid = stxnamespace
+),
+options AS (
+	SELECT view, unnest(reloptions) AS option
+	FROM views
+	UNION ALL
+	SELECT view, 'toast.' || unnest(toast.reloptions)
+	FROM views INNER JOIN pg_class AS toast ON toast.oid = views.reltoastrelid
 ),
 grants AS (
-	SELECT view, NULL AS column_name, grantee, privilege_type, is_grantable
-	FROM views, aclexplode(relacl)
-	WHERE grantee <> relowner
-	UNION ALL
-	SELECT view, attname, grantee, privilege_type, is_grantable
-	FROM columns, aclexplode(attacl)
+	SELECT view, column_name, privilege_type, is_grantable,
+		CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END AS grantee
+	FROM (
+		SELECT view, relowner, NULL::name AS column_name, relacl AS acl
+		FROM views
+		UNION ALL
+		SELECT view, relowner, attname, attacl
+		FROM columns
+	) AS acls, aclexplode(acl)
 	WHERE grantee <> relowner
 )
 SELECT object, statement, goes_with_column, is_last
 FROM (
-	SELECT 1 AS rank, view AS name, NULL AS object, format('GRANT CREATE ON SCHEMA %I TO %s', '${scratch}', relowner::regrole) AS statement, false AS goes_with_column, false AS is_last
+	SELECT
+		1 AS rank, view AS name, NULL AS object,
+		format('GRANT CREATE ON SCHEMA %I TO %s', '${scratch}', relowner::regrole) AS statement,
+		false AS goes_with_column, false AS is_last
 	FROM views
 	UNION ALL
-	SELECT 2, view, NULL, format(${alter} OWNER TO %s', ${target}, relowner::regrole), false, false
+	SELECT
+		2, view, NULL,
+		format(${alter} OWNER TO %s', ${target}, relowner::regrole),
+		false, false
 	FROM views
 	UNION ALL
-	SELECT 3, view, format('the tablespace of %s', view), format(${alter} SET TABLESPACE %I', ${target}, spcname), false, false
+	SELECT
+		3, view, format('the tablespace of %s', view),
+		format(${alter} SET TABLESPACE %I', ${target}, spcname),
+		false, false
 	FROM views INNER JOIN pg_tablespace ON pg_tablespace.oid = views.reltablespace
 	UNION ALL
-	SELECT 3, option, format('the option %s of %s', option, view), format(${alter} SET (%s = %L)', ${target}, split_part(option, '=', 1), substr(option, strpos(option, '=') + 1)), false, false
-	FROM (
-		SELECT view, unnest(reloptions) AS option
-		FROM views
-		UNION ALL
-		SELECT view, 'toast.' || unnest(pg_class.reloptions)
-		FROM views INNER JOIN pg_class ON pg_class.oid = views.reltoastrelid
-	) AS options
+	SELECT
+		4, option, format('the option %s of %s', option, view),
+		format(
+			${alter} SET (%s = %L)', ${target},
+			split_part(option, '=', 1), substr(option, strpos(option, '=') + 1)
+		),
+		false, false
+	FROM options
 	UNION ALL
-	SELECT 4, attname, format('the statistics target of %s', column_of), format(${alter} ALTER COLUMN %I SET STATISTICS %s', ${target}, attname, attstattarget), true, false
+	SELECT
+		5, attname, format('the statistics target of %s', column_of),
+		format(${alter} ALTER COLUMN %I SET STATISTICS %s', ${target}, attname, attstattarget),
+		true, false
 	FROM columns
 	WHERE attstattarget >= 0
 	UNION ALL
-	SELECT 4, attname, format('the options of %s', column_of), format(${alter} ALTER COLUMN %I SET (%s)', ${target}, attname, array_to_string(attoptions, ', ')), true, false
+	SELECT
+		5, attname, format('the options of %s', column_of),
+		format(
+			${alter} ALTER COLUMN %I SET (%s)', ${target},
+			attname, array_to_string(attoptions, ', ')
+		),
+		true, false
 	FROM columns
 	WHERE attoptions IS NOT NULL
 	UNION ALL
-	SELECT 4, attname, format('the storage of %s', column_of), format(${alter} ALTER COLUMN %I SET STORAGE %s', ${target}, attname, CASE attstorage WHEN 'p' THEN 'PLAIN' WHEN 'e' THEN 'EXTERNAL' WHEN 'm' THEN 'MAIN' ELSE 'EXTENDED' END), true, false
+	SELECT
+		5, attname, format('the storage of %s', column_of),
+		format(
+			${alter} ALTER COLUMN %I SET STORAGE %s', ${target},
+			attname,
+			CASE attstorage WHEN 'p' THEN 'PLAIN' WHEN 'e' THEN 'EXTERNAL' WHEN 'm' THEN 'MAIN' ELSE 'EXTENDED' END
+		),
+		true, false
 	FROM columns INNER JOIN pg_type ON pg_type.oid = atttypid
 	WHERE attstorage <> typstorage
 	UNION ALL
-	SELECT 4, attname, format('the compression of %s', column_of), format(${alter} ALTER COLUMN %I SET COMPRESSION %s', ${target}, attname, CASE attcompression WHEN 'l' THEN 'lz4' ELSE 'pglz' END), true, false
+	SELECT
+		5, attname, format('the compression of %s', column_of),
+		format(
+			${alter} ALTER COLUMN %I SET COMPRESSION %s', ${target},
+			attname, CASE attcompression WHEN 'l' THEN 'lz4' ELSE 'pglz' END
+		),
+		true, false
 	FROM columns
 	WHERE attcompression <> ''
 	UNION ALL
-	SELECT 5, index, format('the index %s of %s', index, view), concat_ws('; ',
-		replace(pg_get_indexdef(indexrelid), format(' ON public.%I ', view), format(' ON %I.%I ', ${target})),
-		CASE WHEN tablespace <> 0 THEN format('ALTER INDEX %I.%I SET TABLESPACE %I', '${scratch}', index, (SELECT spcname FROM pg_tablespace WHERE oid = tablespace)) END,
-		CASE WHEN comment IS NOT NULL THEN format('COMMENT ON INDEX %I.%I IS %L', '${scratch}', index, comment) END
-	), false, false
+	SELECT
+		6, index, format('the index %s of %s', index, view),
+		concat_ws(
+			'; ',
+			replace(
+				pg_get_indexdef(indexrelid),
+				format(' ON public.%I ', view), format(' ON %I.%I ', ${target})
+			),
+			format('ALTER INDEX %I.%I SET TABLESPACE ', '${scratch}', index) || quote_ident(spcname),
+			format('COMMENT ON INDEX %I.%I IS ', '${scratch}', index) || quote_literal(comment)
+		),
+		false, false
 	FROM indexes
 	WHERE index <> ALL (${array(knownIndexes)})
 	UNION ALL
-	SELECT 6, index, format('the order of %s by the index %s', view, index), format(${alter} CLUSTER ON %I', ${target}, index), false, false
+	SELECT
+		7, index, format('the order of %s by the index %s', view, index),
+		format(${alter} CLUSTER ON %I', ${target}, index),
+		false, false
 	FROM indexes
 	WHERE indisclustered
 	UNION ALL
-	SELECT 7, stxname, format('the statistics %s of %s', stxname, view), concat_ws('; ',
-		replace(
-			regexp_replace(pg_get_statisticsobjdef(oid), 'FROM [^ ]+$', format('FROM %I.%I', ${target})),
-			format('CREATE STATISTICS %I.%I', nspname, stxname),
-			format('CREATE STATISTICS %I.%I', '${scratch}', stxname)
+	SELECT
+		8, stxname, format('the statistics %s of %s', stxname, view),
+		concat_ws(
+			'; ',
+			replace(
+				regexp_replace(
+					pg_get_statisticsobjdef(oid),
+					'FROM [^ ]+$', format('FROM %I.%I', ${target})
+				),
+				format('CREATE STATISTICS %I.%I', nspname, stxname),
+				format('CREATE STATISTICS %I.%I', '${scratch}', stxname)
+			),
+			format('ALTER STATISTICS %I.%I OWNER TO %s', '${scratch}', stxname, stxowner::regrole),
+			CASE
+				WHEN target >= 0
+				THEN format('ALTER STATISTICS %I.%I SET STATISTICS %s', '${scratch}', stxname, target)
+			END,
+			format('COMMENT ON STATISTICS %I.%I IS ', '${scratch}', stxname) || quote_literal(comment)
 		),
-		format('ALTER STATISTICS %I.%I OWNER TO %s', '${scratch}', stxname, stxowner::regrole),
-		CASE WHEN target >= 0 THEN format('ALTER STATISTICS %I.%I SET STATISTICS %s', '${scratch}', stxname, target) END,
-		CASE WHEN comment IS NOT NULL THEN format('COMMENT ON STATISTICS %I.%I IS %L', '${scratch}', stxname, comment) END
-	), false, false
+		false, false
 	FROM statistics
 	UNION ALL
-	SELECT 8, stxname, format('the statistics %s of %s', stxname, view), format('ALTER STATISTICS %I.%I SET SCHEMA %I', '${scratch}', stxname, nspname), false, true
+	SELECT
+		9, stxname, format('the statistics %s of %s', stxname, view),
+		format('ALTER STATISTICS %I.%I SET SCHEMA %I', '${scratch}', stxname, nspname),
+		false, true
 	FROM statistics
 	UNION ALL
-	SELECT 9, privilege_type, format('%s on %s for %s', privilege_type, concat_ws('.', view, column_name), grantee_name), format(
-		'GRANT %s%s ON %I.%I TO %s%s', privilege_type, ' (' || quote_ident(column_name) || ')', ${target}, grantee_name,
-		CASE WHEN is_grantable THEN ' WITH GRANT OPTION' ELSE '' END
-	), column_name IS NOT NULL, false
-	FROM grants, LATERAL (SELECT CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END) AS grantees (grantee_name)
-	WHERE is_grantable OR jsonb_build_array(view, grantee_name, privilege_type, column_name) <> ALL (${array(knownGrants)}::jsonb[])
+	SELECT
+		10, privilege_type,
+		format('%s on %s for %s', privilege_type, concat_ws('.', view, column_name), grantee),
+		format(
+			'GRANT %s%s ON %I.%I TO %s%s',
+			privilege_type, ' (' || quote_ident(column_name) || ')', ${target},
+			grantee, CASE WHEN is_grantable THEN ' WITH GRANT OPTION' END
+		),
+		column_name IS NOT NULL, false
+	FROM grants
+	WHERE is_grantable
+		OR jsonb_build_array(view, grantee, privilege_type, column_name)
+			<> ALL (${array(knownGrants)}::jsonb[])
 ) AS found
 ORDER BY rank, name, object;`;
 }
