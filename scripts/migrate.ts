@@ -16,8 +16,8 @@ number of deploys may start it at once: they take turns, and one migrates.
                            view may lose (${defaults['max-loss']})
   --help                   prints this
 
-Durations are in Postgres' notation: 30s, 5min. An option that is not given is
-taken from LEAD_CONVERSIONS_LOCK_TIMEOUT and so on.
+Durations are in Postgres' notation: 30s, 5min. The environment variables of the
+refresh do not count here.
 
 Exit codes: 0 migrated, or nothing to migrate; 1 failed, and then the migration
 that failed has changed nothing.`;
@@ -34,10 +34,10 @@ await run(async () => {
     console.log(usage);
     return;
   }
-  const setting = (name: keyof typeof defaults) =>
-    values[name] ??
-    (process.env[`LEAD_CONVERSIONS_${name.toUpperCase().replaceAll('-', '_')}`] || defaults[name]);
-  const settings = { lockTimeout: setting('lock-timeout'), maxLoss: setting('max-loss') };
+  const settings = {
+    lockTimeout: values['lock-timeout'] ?? defaults['lock-timeout'],
+    maxLoss: values['max-loss'] ?? defaults['max-loss'],
+  };
   percentOf(settings.maxLoss);
   const progress = elapsedLine(process.stdout);
   const database = await openDatabase(process.env.DATABASE_URL, {

@@ -6,7 +6,13 @@ import type { PgTransactionConfig } from 'drizzle-orm/pg-core';
 import { LOCK_NOT_AVAILABLE, pinned, type Session } from '../views/session.ts';
 import { codeOf, explain, reasonOf } from './command.ts';
 import { migrations } from './database.ts';
-import { holdersOfRecords, lockRecords, records, revokeAll } from './generate/statements.ts';
+import {
+  holdersOfRecords,
+  lockRecords,
+  lockTimeout as lockTimeoutOfStatements,
+  records,
+  revokeAll,
+} from './generate/statements.ts';
 
 interface Migration {
   /** The name of its file. */
@@ -145,12 +151,13 @@ async function migrateNext(
       return undefined;
     }
     onProgress?.(pending.tag);
+    await bound(tx, 'lock_timeout', lockTimeoutOfStatements);
     await bound(tx, 'lead_conversions.max_loss', maxLoss);
     for (const statement of pending.statements) {
       await tx.execute(sql.raw(statement)).catch((error) => {
-        throw new Error(`${pending.tag} has failed and changed nothing. ${explain(error)}`, {
-          cause: reasonOf(error),
-        });
+        const reason = explain(error);
+        const outcome = reason.startsWith('Nothing was') ? ':' : ' has failed and changed nothing.';
+        throw new Error(`${pending.tag}${outcome} ${reason}`, { cause: reasonOf(error) });
       });
     }
     await tx.execute(

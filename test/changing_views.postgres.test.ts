@@ -7,7 +7,7 @@ import { generate } from '../scripts/benchmark/data.ts';
 import { readRelations } from '../scripts/generate/catalog.ts';
 import { type PostgresServer, startPostgres } from '../scripts/postgres_server.ts';
 import { type Result, run, start } from './support/commands.ts';
-import { addUserInitial, type ScratchTree, scratchTree } from './support/scratch_tree.ts';
+import { addNotes, addUserInitial, type ScratchTree, scratchTree } from './support/scratch_tree.ts';
 import { patience, sessionsThatWait, sessionThatRuns } from './support/sessions.ts';
 
 /** A server of its own, because roles belong to a whole server. */
@@ -396,6 +396,11 @@ describe('what others have put on a view', () => {
         (select array_agg(option order by option) from unnest(reloptions) as option) as options
       from pg_class
       where relkind = 'm' order by relname`,
+    indexColumns: await owner`
+      select relname, pg_class.reloptions, attnum, attstattarget
+      from pg_attribute inner join pg_class on attrelid = pg_class.oid
+      where relkind = 'i' and relnamespace = 'public'::regnamespace
+      order by relname, attnum`,
     columns: await owner`
       select relname, attname, attstattarget, attoptions, attstorage, attcompression, attacl::text
       from pg_attribute inner join pg_class on attrelid = pg_class.oid
@@ -416,6 +421,13 @@ describe('what others have put on a view', () => {
       alter materialized view fct_client_conversion_events alter column branch_id set statistics 1000;
       alter materialized view fct_client_conversion_events alter column branch_id set (n_distinct = -0.1);
       alter materialized view fct_client_conversion_events alter column first_membership_name set storage external;
+      create index kept on fct_lead_conversions (lower(lead_status)) where user_id <> 'x ON public.fct_lead_conversions USING y';
+      alter index kept alter column 1 set statistics 777;
+      create unique index counts on fct_client_conversion_events (user_id) include (lead_status);
+      create index found on fct_client_conversion_events using hash (branch_id);
+      alter index fct_lead_conversions_branch_id_local_user_created_at_idx set (fillfactor = 70);
+      create schema "other schema";
+      create statistics "other schema"."two ON columns" on lead_status, branch_id from fct_lead_conversions;
       grant select on fct_lead_conversions to analyst with grant option;
       grant select (user_id, lead_status) on fct_client_conversion_events to other;
       grant select on fct_client_conversion_events to public;
@@ -448,17 +460,40 @@ describe('what others have put on a view', () => {
     expect(stderr).not.toContain('lead_conversions_reader');
   });
 
-  test('is on it when a superuser migrates, too', async () => {
+  test('is on it when a superuser migrates, too, and names are quoted without need', async () => {
+    await admin`alter database gym set quote_all_identifiers = on`;
     const before = await extras();
     expect(await tree.run(urlAs('postgres'), 'drizzle-kit migrate')).toMatchObject({ code: 0 });
     expect(await extras()).toEqual(before);
+  });
+
+  test('stops the migration if it comes while the migration runs', async () => {
+    const migrated = owner.begin(async (report) => {
+      await report`select from fct_lead_conversions limit 1`;
+      const result = tree.run(urlAs('owner'), 'npm run migrate');
+      await attempts(1);
+      await owner`create index late on fct_lead_conversions (lead_status)`;
+      await owner`grant select on fct_client_conversion_events to analyst`;
+      return { result };
+    });
+    const { result } = await migrated;
+    expect(await result).toMatchObject({
+      code: 1,
+      stderr: expect.stringContaining(
+        '0001_user_initial: Nothing was migrated, because somebody has changed this meanwhile: the index late of fct_lead_conversions, SELECT on fct_client_conversion_events for analyst. Migrate again.\n',
+      ),
+    });
+    expect(await tree.run(urlAs('owner'), 'npm run migrate')).toMatchObject({
+      code: 0,
+      stderr: expect.stringContaining('Kept the index late of fct_lead_conversions.\n'),
+    });
   });
 
   test('stops the migration and is named where the new view cannot have it', async () => {
     await writeFile(
       migration,
       text.replace(
-        /(CREATE TABLE "lead_conversions_new"\."kept")/,
+        /(CREATE VIEW "lead_conversions_kept"\."found")/,
         'ALTER MATERIALIZED VIEW "lead_conversions_new"."fct_client_conversion_events" RENAME COLUMN "branch_id" TO "branch";--> statement-breakpoint\n$1',
       ),
     );
@@ -468,7 +503,7 @@ describe('what others have put on a view', () => {
     expect([code, stderr]).toEqual([
       1,
       expect.stringMatching(
-        /Gone with its column: the statistics target of column branch_id of fct_client_conversion_events\.\n(?:.*\n)*\S+ has failed and changed nothing\. Nothing was migrated, because the new view cannot have the index by_branch of fct_client_conversion_events: column "branch_id" does not exist\. Drop that, migrate, and make it again as it fits the new view\.\n/,
+        /Gone with its column: the statistics target of column branch_id of fct_client_conversion_events\.\n(?:.*\n)*\S+: Nothing was migrated, because the new view cannot have the index by_branch of fct_client_conversion_events: column "branch_id" does not exist\. Drop that, migrate, and make it again if it fits the new view\.\n/,
       ),
     ]);
     expect(await state()).toEqual(before);
@@ -575,6 +610,48 @@ describe('a migration that changes tables, too', () => {
     for (const loop of [reads, writes]) {
       const { longest } = await loop.end();
       expect(longest).toBeLessThan(1000);
+    }
+  });
+
+  test('gives what is new to the owner of the rest, whoever migrates', async () => {
+    const noted = await scratchTree();
+    try {
+      await addNotes(noted);
+      await noted.run('', 'npm run generate', ['--name', 'notes']);
+      expect(await noted.run(urlAs('postgres'), 'npm run migrate')).toMatchObject({ code: 0 });
+      expect(
+        await owner`
+          select relname, relowner::regrole::text as owner from pg_class
+          where relname ~ '^notes' order by relname`,
+      ).toEqual(
+        ['notes', 'notes_id_seq', 'notes_pkey'].map((relname) => ({ relname, owner: 'owner' })),
+      );
+    } finally {
+      await noted.remove();
+    }
+  });
+
+  test('is ended by Postgres where its process is gone or stands still', async () => {
+    const locks = () => owner`
+      select from pg_locks
+      where relation = 'drizzle.lead_conversions_migrations'::regclass
+        and mode = 'ShareUpdateExclusiveLock' and granted`;
+    for (const signal of ['SIGKILL', 'SIGSTOP'] as const) {
+      const { process, result } = await owner.begin(async (report) => {
+        await report`select from fct_lead_conversions limit 1`;
+        const started = start(urlAs('owner'), 'npm run migrate', [], {}, tree.folder);
+        await attempts(1);
+        started.process.kill(signal);
+        if (signal === 'SIGKILL') {
+          // Although the report that it waits for goes on.
+          await vi.waitUntil(async () => (await locks()).length === 0, patience);
+        }
+        return started;
+      });
+      await vi.waitUntil(async () => (await locks()).length === 0, patience);
+      expect(await eventsOf(owner)).toHaveLength(1);
+      process.kill('SIGKILL');
+      expect(await result).toMatchObject({ code: 'SIGKILL' });
     }
   });
 

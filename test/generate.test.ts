@@ -48,6 +48,8 @@ const command = (...args: string[]) => tree.run('', 'npm run generate', args);
 const beginning = [
   'SET LOCAL statement_timeout TO 0;',
   "SET LOCAL lock_timeout TO '10s';",
+  expect.stringContaining('quote_all_identifiers'),
+  expect.stringContaining('idle_in_transaction_session_timeout'),
   "SET LOCAL citus.multi_shard_modify_mode TO 'sequential';",
   expect.stringContaining('LOCK TABLE drizzle.lead_conversions_migrations IN SHARE UPDATE EXC'),
   expect.stringContaining('LOCK TABLE "public"."view_refreshes" IN SHARE UPDATE EXCLUSIVE'),
@@ -106,7 +108,7 @@ describe('npm run generate', () => {
     );
     await tree.edit('schema/dim_user.ts', [`'Name of the user.'`, `'Full name of the user.'`]);
     expect(await generated()).toEqual({
-      heading: 'Says in the database what is declared of its tables and views.',
+      heading: 'Changes the indexes of fct_lead_conversions.',
       statements: [
         `COMMENT ON COLUMN "public"."dim_user"."name" IS 'Full name of the user.';`,
         'CREATE INDEX "fct_lead_conversions_branch_id_lead_status_idx" ON "public"."fct_lead_conversions" USING btree ("branch_id","lead_status");',
@@ -216,7 +218,7 @@ describe('npm run generate', () => {
       /^Changes dim_user\. Replaces fct_client_conversion_events, and fct_lead_conversions, which reads it\. Takes fct_lead_conversions and fct_client_conversion_events down and creates them anew, because they read what changes: readers wait until the end\.$/,
     );
     const order = [
-      'INSERT INTO "lead_conversions_new"."kept"',
+      'CREATE TABLE "lead_conversions_kept"."kept"',
       'DROP MATERIALIZED VIEW "public"."fct_client_conversion_events";',
       'ALTER TABLE "public"."dim_user" ALTER COLUMN "branch_id" SET DATA TYPE',
       'REFRESH MATERIALIZED VIEW "lead_conversions_new"."fct_client_conversion_events";',
@@ -227,6 +229,49 @@ describe('npm run generate', () => {
     expect(order).not.toContain(-1);
     expect((await check()).stdout).toMatch(/^Nothing to generate: /);
   });
+
+  test('derives a column anew, and creates its index again', async () => {
+    await tree.edit('schema/fct_membership_purchases.ts', [
+      `membershipSource: detail('membership_source', 'membership_purchase_details', 'source'),`,
+      `membershipSource: detail('membership_source', 'membership_purchase_details', 'source2' as 'source'),`,
+    ]);
+    const { statements } = await generated();
+    const order = [
+      'DROP MATERIALIZED VIEW "public"."fct_client_conversion_events";',
+      'ADD COLUMN "membership_source"',
+      'CREATE INDEX "fct_membership_purchases_first"',
+      'COMMENT ON INDEX "public"."fct_membership_purchases_first"',
+      'REFRESH MATERIALIZED VIEW',
+    ].map((part) => statements.findIndex((statement) => statement.includes(part)));
+    expect(order).toEqual(order.toSorted((one, other) => one - other));
+    expect(order).not.toContain(-1);
+    expect((await check()).stdout).toMatch(/^Nothing to generate: /);
+  });
+
+  test.each([
+    [
+      'an index',
+      'schema/dim_user.ts',
+      [`email: varchar('email'),`, `email: varchar('email').unique(),`],
+      ['dim_user'],
+    ],
+    [
+      'a foreign key',
+      'schema/dim_user.ts',
+      [/\.references\(\(\) => dimBranch\.branchId[^)]*\)/, ''],
+      ['dim_branch', 'dim_user', 'fct_credit_pack_purchases', 'fct_membership_purchases'],
+    ],
+  ] as const)(
+    'locks all tables that a change of %s concerns, before it',
+    async (_, file, edit, tables) => {
+      await tree.edit(file, [...edit] as [string | RegExp, string]);
+      const { statements } = await generated();
+      const locked = [
+        ...(statements[0] ?? '').matchAll(/LOCK TABLE "public"\."(\w+)" IN ACCESS EXCLUSIVE/g),
+      ];
+      expect(locked.map(([, table]) => table)).toEqual(tables);
+    },
+  );
 
   test('adds a new view under its name, and removes one again with a table', async () => {
     await tree.edit(
@@ -272,6 +317,7 @@ export const branchUsers = withProperties(
         'CREATE TABLE "public"."notes" (\n\t"note" varchar\n);',
         `COMMENT ON TABLE "public"."notes" IS 'One row per note.';`,
         `COMMENT ON COLUMN "public"."notes"."note" IS 'Its text.';`,
+        expect.stringMatching(/"notes"'.*OWNER TO/s),
         expect.stringMatching(/"notes"'\s.*REVOKE ALL ON /s),
         expect.stringMatching(/^-- [^;]*\nSET LOCAL row_security TO off;$/),
         'CREATE MATERIALIZED VIEW "public"."branch_users" AS (select distinct branch_id collate "default" as branch_id from public.fct_lead_conversions) WITH NO DATA;',
@@ -282,6 +328,7 @@ export const branchUsers = withProperties(
         `COMMENT ON INDEX "public"."branch_users_branch_id_key" IS 'One row per branch_id. REFRESH MATERIALIZED VIEW CONCURRENTLY needs it.';`,
         expect.stringMatching(/"branch_users"'\s.*REVOKE ALL ON /s),
         'ANALYZE "public"."branch_users";',
+        expect.stringMatching(/"branch_users"'.*OWNER TO/s),
       ],
     });
 

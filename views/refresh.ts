@@ -41,8 +41,10 @@ import { isOnHistory, takeLock } from './refresh_lock.ts';
 import {
   cancellable,
   causeOf,
+  endWhenGone,
   INSUFFICIENT_PRIVILEGE,
   INVALID_PARAMETER_VALUE,
+  isKnownSetting,
   LOCK_NOT_AVAILABLE,
   once,
   pinned,
@@ -282,21 +284,12 @@ interface Facts {
   statementTimeoutMs: number;
 }
 
-/**
- * Bounds a transaction, and what it leaves behind when this process, its machine
- * or the network between is gone: Postgres then ends it within seconds, and
- * every lock with it.
- * https://www.postgresql.org/docs/16/runtime-config-connection.html#RUNTIME-CONFIG-TCP-SETTINGS
- */
+/** Bounds a transaction, and what it leaves behind. */
 async function setBounds(tx: Session, bounds: Bounds): Promise<Facts> {
   const settings = Object.entries({
     lock_timeout: bounds.lockTimeout,
     work_mem: bounds.workMem,
-    idle_in_transaction_session_timeout: '15s',
-    tcp_keepalives_idle: '10s',
-    tcp_keepalives_interval: '5s',
-    tcp_keepalives_count: '3',
-    client_connection_check_interval: '2s',
+    ...endWhenGone,
     // REFRESH … CONCURRENTLY analyzes its copy of the new rows, which it then
     // reads as a whole: a small sample tells enough, and is quicker.
     default_statistics_target: '10',
@@ -307,8 +300,7 @@ async function setBounds(tx: Session, bounds: Bounds): Promise<Facts> {
   await tx
     .select({ value: sql`set_config(name, value, true)` })
     .from(sql`(values ${sql.join(values, sql`, `)}) as settings (name, value)`)
-    // Which a server on Windows refuses.
-    .where(sql`name <> 'client_connection_check_interval' or version() !~* 'visual c|mingw'`);
+    .where(isKnownSetting);
   const milliseconds = (name: string) =>
     sql`(select setting from pg_settings where name = ${name})`.mapWith(Number);
   const [facts] = (await tx

@@ -14,6 +14,22 @@ export const QUERY_CANCELED = '57014';
 export const once = sql`(values (1)) as once`;
 
 /**
+ * Settings with which Postgres ends a transaction within seconds, and every lock
+ * with it, when the process that began it, its machine or the network between is gone.
+ * https://www.postgresql.org/docs/16/runtime-config-connection.html#RUNTIME-CONFIG-TCP-SETTINGS
+ */
+export const endWhenGone = {
+  idle_in_transaction_session_timeout: '15s',
+  tcp_keepalives_idle: '10s',
+  tcp_keepalives_interval: '5s',
+  tcp_keepalives_count: '3',
+  client_connection_check_interval: '2s',
+};
+
+/** The condition that the server takes the setting of this `name`. One on Windows does not take each. */
+export const isKnownSetting = sql`name <> 'client_connection_check_interval' or version() !~* 'visual c|mingw'`;
+
+/**
  * Works in a transaction in which no name means what others have created under
  * it, and no statement takes longer than the timeout. Both are set for the
  * transaction alone, since its connection may belong to a pool.

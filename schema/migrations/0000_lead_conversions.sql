@@ -8,6 +8,16 @@
 SET LOCAL search_path TO pg_catalog, pg_temp;--> statement-breakpoint
 SET LOCAL statement_timeout TO 0;--> statement-breakpoint
 SET LOCAL lock_timeout TO '10s';--> statement-breakpoint
+SET LOCAL quote_all_identifiers TO off;--> statement-breakpoint
+SELECT set_config(name, value, true)
+FROM (VALUES
+	('idle_in_transaction_session_timeout', '15s'),
+	('tcp_keepalives_idle', '10s'),
+	('tcp_keepalives_interval', '5s'),
+	('tcp_keepalives_count', '3'),
+	('client_connection_check_interval', '2s')
+) AS settings (name, value)
+WHERE name <> 'client_connection_check_interval' or version() !~* 'visual c|mingw';--> statement-breakpoint
 SET LOCAL citus.multi_shard_modify_mode TO 'sequential';--> statement-breakpoint
 DO $$
 BEGIN

@@ -181,5 +181,11 @@ function refuseOtherBeginnings(tag: string): void {
 /** What drizzle-kit says it takes to get from one of its snapshots to the next. */
 async function changesBetween(previous: Snapshot, current: Snapshot): Promise<Changes> {
   const statements = await generateMigration(previous, current);
-  return { statements, creations: await generateMigration({ ...current, views: {} }, current) };
+  return {
+    statements,
+    creations: await generateMigration({ ...current, views: {} }, current),
+    tableIndexes: (await generateMigration(generateDrizzleJson({}), current)).filter((statement) =>
+      /^CREATE (UNIQUE )?INDEX/.test(statement),
+    ),
+  };
 }

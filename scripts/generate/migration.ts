@@ -14,10 +14,11 @@ import { type Comment, columnOrder, type Grant, type Relation, readRelations } f
 import {
   bounds,
   countBefore,
-  createKept,
   createReaderRole,
+  dropNotes,
   dropOnceUnread,
   firstStatement,
+  giveToOwner,
   literal,
   lockRefreshes,
   lockTablesOncePossible,
@@ -41,6 +42,8 @@ export interface Changes {
   statements: string[];
   /** The statements that would create each view. */
   creations: string[];
+  /** The statements that would create the indexes of all tables. */
+  tableIndexes: string[];
 }
 
 type Session = PgDatabase<PgQueryResultHKT>;
@@ -51,6 +54,10 @@ interface Plan {
   creations: string[];
   /** What the migrations before have made. */
   made: Relation[];
+  /** Pairs of tables between which there is a foreign key. */
+  links: string[][];
+  /** Statements that create each declared index of a table. */
+  tableIndexes: string[];
   /** Views of which drizzle-kit says that they change. */
   changed: string[];
   /** Views that there are already and that change, or read what changes: each before what it reads. */
@@ -83,7 +90,7 @@ type Add = (statement: string, note?: string) => Promise<void>;
 export async function completeMigration(
   database: Session,
   declared: Relation[],
-  { statements, creations }: Changes,
+  changes: Changes,
   createdAt: number,
 ): Promise<string[][]> {
   const files: string[][] = [];
@@ -105,9 +112,9 @@ export async function completeMigration(
   };
   await rolledBack(database, async (db) => {
     await db.execute(firstStatement);
-    const plan = await planOf(db, declared, statements, creations);
+    const plan = await planOf(db, declared, changes);
     const touchesViews = plan.old.length > 0 || plan.created.length > 0;
-    const locks = locksOf(plan.changes, plan.made);
+    const locks = locksOf(plan.changes, plan);
     if (locks.length > 0 && touchesViews && !plan.isUnderViews) {
       await file(db, headingOfTables, changeTables, plan);
       await file(db, headingOf, replaceViews, { ...plan, changes: [] });
@@ -126,8 +133,7 @@ type Phase = (db: Session, plan: Plan, add: Add) => Promise<void>;
 async function planOf(
   db: Session,
   declared: Relation[],
-  statements: string[],
-  creations: string[],
+  { statements, creations, tableIndexes }: Changes,
 ): Promise<Plan> {
   const ofTables = statements.filter((it) => !isOfView(it) && !isLast(it));
   const underViews = await tablesUnderViews(db, ofTables);
@@ -140,6 +146,8 @@ async function planOf(
     declared,
     creations,
     made: await readRelations(db),
+    links: await foreignKeys(db),
+    tableIndexes,
     changed,
     old,
     created: viewNames().filter((name) => changed.includes(name) || old.includes(name)),
@@ -151,9 +159,20 @@ async function planOf(
 
 /** Changes tables, and what is declared of the tables and views that stay. */
 async function changeTables(db: Session, plan: Plan, add: Add): Promise<void> {
-  await lockChanging(plan.changes, plan.made, add);
+  if (!plan.isUnderViews) {
+    await lockChanging(plan, add); // which the exchange has done otherwise
+  }
   const sequencesBefore = await sequences(db);
   for (const statement of plan.changes) {
+    await add(statement);
+  }
+  // With a column that was dropped to be derived anew, its indexes have gone.
+  const there = await readRelations(db);
+  const lost = plan.tableIndexes.filter((statement) => {
+    const name = /INDEX "([^"]+)"/.exec(statement)?.[1];
+    return !there.some(({ indexes }) => indexes.some((index) => index.name === name));
+  });
+  for (const statement of lost) {
     await add(statement);
   }
   const newSequences = (await sequences(db)).filter((it) => !sequencesBefore.includes(it));
@@ -164,11 +183,12 @@ async function changeTables(db: Session, plan: Plan, add: Add): Promise<void> {
   const surplus = surplusIndexes(standing, plan.made);
   await complete(db, standing, 'public', add);
   if (newTables.length + newSequences.length > 0) {
+    await add(giveToOwner([...newTables, ...newSequences]), ownerNote);
     await add(revokeAll([...newTables, ...newSequences]), revokeNote);
   }
   await grant(db, standing, 'public', add);
   if (surplus.length > 0 || (plan.drops.length > 0 && !touches(plan))) {
-    await add(dropOnceUnread(surplus, [], locksOf(plan.drops, plan.made)), exchangeNote);
+    await add(dropOnceUnread(surplus, [], [], locksOf(plan.drops, plan)), exchangeNote);
   }
   if (!touches(plan)) {
     await drop(plan, add);
@@ -194,8 +214,8 @@ async function replaceViews(db: Session, plan: Plan, add: Add): Promise<void> {
     );
   }
   if (plan.isUnderViews) {
-    await writeDownOld(made, replaced, add);
-    await add(dropOnceUnread([], old, locksOf(plan.changes, made)), exchangeNote);
+    await writeDownOld(plan, replaced, add);
+    await add(dropOnceUnread([], old, replaced, locksOf(plan.changes, plan)), exchangeNote);
     await changeTables(db, plan, add);
   }
   await complete(db, standing, 'public', add);
@@ -213,7 +233,7 @@ async function replaceViews(db: Session, plan: Plan, add: Add): Promise<void> {
   await grant(db, standing, 'public', add);
   await grant(db, relationsOf(created, declared), place, add);
   if (!plan.isUnderViews) {
-    await writeDownOld(made, replaced, add);
+    await writeDownOld(plan, replaced, add);
   }
   if (replaced.length > 0) {
     await add(putBack, 'What others have put on the old views, the new ones have too.');
@@ -225,32 +245,46 @@ async function replaceViews(db: Session, plan: Plan, add: Add): Promise<void> {
     await add(refuseLoss, 'Input that is half loaded is not taken for all that there is.');
   }
   const dropped = plan.isUnderViews ? [] : old;
-  const locks = locksOf(plan.drops, made);
+  const locks = locksOf(plan.drops, plan);
   if (surplus.length + dropped.length + locks.length > 0) {
-    await add(dropOnceUnread(surplus, dropped, locks), exchangeNote);
+    await add(
+      dropOnceUnread(surplus, dropped, plan.isUnderViews ? [] : replaced, locks),
+      exchangeNote,
+    );
   }
   if (replaced.length > 0) {
     for (const name of created) {
       await add(`ALTER MATERIALIZED VIEW "${scratch}"."${name}" SET SCHEMA "public";`);
     }
     await add(putBackLast);
-    await add(`DROP TABLE "${scratch}"."kept";`);
+    for (const statement of dropNotes) {
+      await add(statement);
+    }
     await add(`DROP SCHEMA "${scratch}";`);
+  }
+  const added = created.filter((name) => !old.includes(name));
+  if (added.length > 0) {
+    await add(giveToOwner(added.map((name) => `"public"."${name}"`)), ownerNote);
   }
   await drop(plan, add);
 }
+
+const ownerNote = 'It belongs to whom all else belongs to, whoever migrates.';
 
 const exchangeNote =
   'The only time that others wait. This waits 0.3 seconds for those who are using what changes, then lets everybody go on, and tries again a second later. A view of somebody else that reads what is dropped is not dropped with it, but stops the migration and is named.';
 
 /** Notes of views that are about to be replaced what the new ones are to have, too. */
-async function writeDownOld(made: Relation[], replaced: string[], add: Add): Promise<void> {
+async function writeDownOld({ made, declared }: Plan, replaced: string[], add: Add): Promise<void> {
   if (replaced.length > 0) {
-    await add(createKept);
+    const [first = '', ...others] = writeDown(replaced, made, declared);
     await add(
-      writeDown(replaced, made),
+      first,
       'The owner of the old views, whoever migrates, and what others have put on them.',
     );
+    for (const statement of others) {
+      await add(statement);
+    }
   }
   if (replaced.includes(firstView)) {
     await add(countBefore);
@@ -263,9 +297,9 @@ async function drop({ drops }: Plan, add: Add): Promise<void> {
   }
 }
 
-/** Locks the tables that statements change, before the first of them does. */
-async function lockChanging(statements: string[], made: Relation[], add: Add): Promise<void> {
-  const locks = locksOf(statements, made);
+/** Locks the tables that change, before the first of them does. */
+async function lockChanging(plan: Plan, add: Add): Promise<void> {
+  const locks = locksOf(plan.changes, plan);
   if (locks.length > 0) {
     await add(
       lockTablesOncePossible(locks),
@@ -274,24 +308,46 @@ async function lockChanging(statements: string[], made: Relation[], add: Add): P
   }
 }
 
-/** The locks that statements need on tables that there are already, one for each table. */
-function locksOf(statements: string[], made: Relation[]): TableLock[] {
-  const modes = ['ACCESS EXCLUSIVE', 'SHARE ROW EXCLUSIVE', 'SHARE'] as const;
+/**
+ * The locks that statements need on tables that there are already, one for each
+ * table. What may concern a foreign key locks the tables on either side of one.
+ */
+function locksOf(statements: string[], { made, links }: Pick<Plan, 'made' | 'links'>): TableLock[] {
   const needed = statements.flatMap((statement): TableLock[] => {
-    const table = tableOf(statement);
+    const table = tableOf(statement) ?? tableOfIndex(statement, made);
     const mode = /^CREATE (UNIQUE )?INDEX/.test(statement) ? 'SHARE' : 'ACCESS EXCLUSIVE';
+    const isDropped = /^DROP TABLE| DROP (CONSTRAINT|COLUMN) | SET DATA TYPE /i.test(statement);
+    const linked = links.flatMap((link) =>
+      isDropped && table && link.includes(table) ? link.filter((other) => other !== table) : [],
+    );
     const references = [...statement.matchAll(/ REFERENCES "public"\."([^"]+)"/g)];
     return [
       ...(table ? [{ table, mode } as const] : []),
-      ...references.map(([, table = '']) => ({ table, mode: 'SHARE ROW EXCLUSIVE' }) as const),
+      ...linked.map((other) => ({ table: other, mode: 'ACCESS EXCLUSIVE' }) as const),
+      ...references.map(
+        ([, other = '']) => ({ table: other, mode: 'SHARE ROW EXCLUSIVE' }) as const,
+      ),
     ];
   });
+  const modes = ['ACCESS EXCLUSIVE', 'SHARE ROW EXCLUSIVE', 'SHARE'] as const;
   return made.flatMap(({ name: table }) => {
     const mode = modes.find((mode) =>
       needed.some((lock) => lock.table === table && lock.mode === mode),
     );
     return mode ? [{ table, mode }] : [];
   });
+}
+
+/** The pairs of tables between which there is a foreign key. */
+async function foreignKeys(db: Session): Promise<string[][]> {
+  const rows = await db
+    .select({
+      table: sql<string>`(select relname from pg_class where oid = conrelid)`,
+      other: sql<string>`(select relname from pg_class where oid = confrelid)`,
+    })
+    .from(sql`pg_constraint`)
+    .where(sql`contype = 'f'`);
+  return rows.map(({ table, other }) => [table, other]);
 }
 
 /**
@@ -479,6 +535,12 @@ const viewOf = (statement: string) => ofView.exec(statement)?.[1] ?? '';
 /** The table that a statement is about. */
 const tableOf = (statement: string) => /(?:TABLE|ON) "public"\."([^"]+)"/.exec(statement)?.[1];
 
+/** The table of the index that a statement drops. */
+function tableOfIndex(statement: string, made: Relation[]): string | undefined {
+  const index = /^DROP INDEX "public"\."([^"]+)"/.exec(statement)?.[1];
+  return made.find(({ indexes }) => indexes.some(({ name }) => name === index))?.name;
+}
+
 /** What an old view may still read, so that it is dropped after that. */
 const isLast = (statement: string) => /^DROP TABLE |^ALTER TABLE \S+ DROP COLUMN /.test(statement);
 
@@ -518,25 +580,31 @@ async function sequences(db: Session): Promise<string[]> {
 }
 
 /** What a migration does, in sentences. */
-function headingOf({ changes, drops, changed, old, created, isUnderViews }: Plan): string {
+function headingOf(plan: Plan): string {
+  const { changes, drops, changed, old, created, made, isUnderViews } = plan;
   const list = (names: string[]) => [...new Set(names)].join(' and ');
   const tablesIn = (pattern: RegExp) =>
     [...changes, ...drops].flatMap((it) => pattern.exec(it)?.[1] ?? []);
   const newTables = tablesIn(/^CREATE TABLE "public"\."([^"]+)"/);
   const goneTables = tablesIn(/^DROP TABLE "public"\."([^"]+)"/);
   const tables = [...changes, ...drops]
-    .flatMap((it) => tableOf(it) ?? [])
+    .flatMap((it) => tableOf(it) ?? tableOfIndex(it, made) ?? [])
     .filter((table) => !newTables.includes(table) && !goneTables.includes(table));
   const added = [...newTables, ...created.filter((name) => !old.includes(name))];
   const removed = [...goneTables, ...old.filter((name) => !created.includes(name))];
   const replaced = created.filter((name) => old.includes(name) && changed.includes(name));
   const readers = created.filter((name) => old.includes(name) && !changed.includes(name));
+  const reindexed = plan.declared
+    .filter(({ name }) => !created.includes(name))
+    .filter((view) => !isDeepStrictEqual(indexesOf(view), indexesOf(named(view.name, made))))
+    .map(({ name }) => name);
   const sentences = [
     tables.length > 0 && `Changes ${list(tables)}.`,
     added.length > 0 && `Adds ${list(added)}.`,
     removed.length > 0 && `Removes ${list(removed)}.`,
     replaced.length > 0 &&
       `Replaces ${[list(replaced), ...readers.map((name) => `${name}, which reads it`)].join(', and ')}.`,
+    reindexed.length > 0 && `Changes the indexes of ${list(reindexed)}.`,
     isUnderViews &&
       `Takes ${list(old)} down and creates ${old.length > 1 ? 'them' : 'it'} anew, because ${old.length > 1 ? 'they read' : 'it reads'} what changes: readers wait until the end.`,
   ].filter(Boolean);

@@ -4,11 +4,15 @@ import { pinSearchPath } from '../../schema/columns.ts';
 import { readerRole, readerRoleComment } from '../../schema/properties.ts';
 import { lockHolders } from '../../views/catalog.ts';
 import { refreshDefaults } from '../../views/refresh.ts';
+import { endWhenGone, isKnownSetting } from '../../views/session.ts';
 import { migrationsTable } from '../database.ts';
 import type { Relation } from './catalog.ts';
 
 /** Where the new views are until they take the places of the old ones. */
 export const scratch = 'lead_conversions_new';
+
+/** Where it is noted meanwhile what the new views are to have of the old ones. */
+const notes = 'lead_conversions_kept';
 
 /** Where Drizzle records what it has migrated. */
 export const records = `drizzle.${migrationsTable}`;
@@ -39,12 +43,22 @@ const isInTheWay = `pg_locks.mode !~ '^(Access|Row)Share|^RowExclusive'`;
 export const firstStatement = `${render(pinSearchPath).replace(/^.* to /, 'SET LOCAL search_path TO ')};`;
 
 /** How long a statement may wait for a lock, unless it says otherwise. */
-const lockTimeout = '10s';
+export const lockTimeout = '10s';
 
 /** Whatever the settings of the role and the database are. */
 export const bounds = [
   'SET LOCAL statement_timeout TO 0;',
   `SET LOCAL lock_timeout TO '${lockTimeout}';`,
+  // Names are quoted where they must be, as in what is compared with them.
+  'SET LOCAL quote_all_identifiers TO off;',
+  // A deploy that is gone or frozen holds nobody off.
+  `SELECT set_config(name, value, true)
+FROM (VALUES
+	${Object.entries(endWhenGone)
+    .map((setting) => `(${literals(setting)})`)
+    .join(',\n\t')}
+) AS settings (name, value)
+WHERE ${render(isKnownSetting)};`,
   // Only the extension Citus knows this one. Where it is not installed, it is a name that nobody reads.
   `SET LOCAL citus.multi_shard_modify_mode TO 'sequential';`,
 ];
@@ -197,6 +211,7 @@ function oncePossible(work: string[], names: string[]): string {
   return `DO $$
 DECLARE
 	dependents text;
+	later text;
 BEGIN
 	FOR attempt IN 1..100 LOOP
 		BEGIN
@@ -238,44 +253,46 @@ export const lockTablesOncePossible = (locks: TableLock[]) =>
     locks.map(({ table }) => table),
   );
 
-/** Drops indexes and views of public, and locks tables, at a moment when nobody is using them. */
-export const dropOnceUnread = (indexes: string[], views: string[], locks: TableLock[]) =>
+/**
+ * Drops indexes and views of public, and locks tables, at a moment when nobody is
+ * using them. Of those that are replaced it was written down before what they have.
+ */
+export const dropOnceUnread = (
+  indexes: string[],
+  views: string[],
+  replaced: string[],
+  locks: TableLock[],
+) =>
   oncePossible(
     [
       ...locks.map(lockTable),
+      ...(replaced.length > 0 ? refuseWhatCameLater(replaced) : []),
       ...indexes.map((name) => `DROP INDEX "public"."${name}";`),
       ...views.map((name) => `DROP MATERIALIZED VIEW "public"."${name}";`),
     ],
     [...locks.map(({ table }) => table), ...indexes, ...views],
   );
 
-/** Creates where it is written down what others have put on the old views. */
-export const createKept = `CREATE TABLE "${scratch}"."kept" (
-	position serial,
-	object text,
-	statement text NOT NULL,
-	goes_with_column boolean NOT NULL DEFAULT false,
-	is_last boolean NOT NULL DEFAULT false
-);`;
-
 /**
- * Writes down what others have put on views that are about to be replaced: their
- * owner, options, statistics, indexes and grants. What earlier migrations have
- * made of the views is not among that.
+ * What others have put on views that are about to be replaced, as statements that
+ * put it on the new ones: their owner, options, statistics, indexes and grants. What
+ * earlier migrations have made of the views is not among that, and of the indexes
+ * that are declared only how they are stored.
  * https://www.postgresql.org/docs/16/sql-altermaterializedview.html
  */
-export function writeDown(views: string[], made: Relation[]): string {
+const found = (views: string[], made: Relation[], declared: Relation[]): string => {
   const target = `'${scratch}', view`;
   const alter = `'ALTER MATERIALIZED VIEW %I.%I`;
-  const known = made.filter(({ name }) => views.includes(name));
-  const knownIndexes = known.flatMap(({ indexes }) => indexes.map(({ name }) => name));
-  const knownGrants = known.flatMap(({ name, grants }) =>
+  const of = (relations: Relation[]) => relations.filter(({ name }) => views.includes(name));
+  const indexesOf = (relations: Relation[]) =>
+    of(relations).flatMap(({ indexes }) => indexes.map(({ name }) => name));
+  const [madeIndexes, declaredIndexes] = [indexesOf(made), indexesOf(declared)];
+  const madeGrants = of(made).flatMap(({ name, grants }) =>
     grants.map(({ role, privilege, column }) =>
       JSON.stringify([name, role, privilege, column ?? null]),
     ),
   );
-  return `INSERT INTO "${scratch}"."kept" (object, statement, goes_with_column, is_last)
-WITH
+  return `WITH
 views AS (
 	SELECT oid, relname AS view, relowner, relacl, reloptions, reltablespace, reltoastrelid
 	FROM pg_class
@@ -290,7 +307,10 @@ columns AS (
 ),
 indexes AS (
 	SELECT
-		view, index.relname AS index, indexrelid, indisclustered, spcname,
+		view, index.relname AS index, indexrelid, indisclustered, spcname, index.reloptions,
+		CASE WHEN indisunique THEN 'UNIQUE ' ELSE '' END AS uniqueness,
+		index.relname = ANY (${array(declaredIndexes)}) AS is_declared,
+		index.relname = ANY (${array(madeIndexes)}) AS is_made,
 		obj_description(indexrelid, 'pg_class') AS comment
 	FROM views
 	INNER JOIN pg_index ON indrelid = views.oid
@@ -299,7 +319,10 @@ indexes AS (
 ),
 statistics AS (
 	SELECT
-		view, stxname, stxowner, nspname, pg_statistic_ext.oid,
+		view, stxname, stxowner, nspname,
+		pg_get_statisticsobjdef(pg_statistic_ext.oid) AS definition,
+		format('CREATE STATISTICS %I.%I', nspname, stxname) AS prefix,
+		format(' FROM public.%I', view) AS suffix,
 		(to_jsonb(pg_statistic_ext) ->> 'stxstattarget')::int AS target,
 		obj_description(pg_statistic_ext.oid, 'pg_statistic_ext') AS comment
 	FROM views
@@ -325,7 +348,7 @@ grants AS (
 	) AS acls, aclexplode(acl)
 	WHERE grantee <> relowner
 )
-SELECT object, statement, goes_with_column, is_last
+SELECT *
 FROM (
 	SELECT
 		1 AS rank, view AS name, NULL AS object,
@@ -396,36 +419,57 @@ FROM (
 		6, index, format('the index %s of %s', index, view),
 		concat_ws(
 			'; ',
-			replace(
+			format('CREATE %sINDEX %I ON %I.%I', uniqueness, index, ${target}) || substr(
 				pg_get_indexdef(indexrelid),
-				format(' ON public.%I ', view), format(' ON %I.%I ', ${target})
+				length(format('CREATE %sINDEX %I ON public.%I', uniqueness, index, view)) + 1
 			),
-			format('ALTER INDEX %I.%I SET TABLESPACE ', '${scratch}', index) || quote_ident(spcname),
 			format('COMMENT ON INDEX %I.%I IS ', '${scratch}', index) || quote_literal(comment)
 		),
 		false, false
 	FROM indexes
-	WHERE index <> ALL (${array(knownIndexes)})
+	WHERE NOT is_made AND NOT is_declared
+	UNION ALL
+	SELECT
+		7, index, format('the tablespace of the index %s of %s', index, view),
+		format('ALTER INDEX %I.%I SET TABLESPACE %I', '${scratch}', index, spcname),
+		false, false
+	FROM indexes
+	WHERE spcname IS NOT NULL AND (is_declared OR NOT is_made)
+	UNION ALL
+	SELECT
+		7, index, format('the option %s of the index %s of %s', option, index, view),
+		format(
+			'ALTER INDEX %I.%I SET (%s = %L)', '${scratch}', index,
+			split_part(option, '=', 1), substr(option, strpos(option, '=') + 1)
+		),
+		false, false
+	FROM indexes, unnest(reloptions) AS option
+	WHERE is_declared
+	UNION ALL
+	SELECT
+		7, index, format('the statistics target of column %s of the index %s of %s', attnum, index, view),
+		format(
+			'ALTER INDEX %I.%I ALTER COLUMN %s SET STATISTICS %s', '${scratch}', index,
+			attnum, attstattarget
+		),
+		false, false
+	FROM indexes INNER JOIN pg_attribute ON attrelid = indexrelid
+	WHERE attstattarget >= 0 AND (is_declared OR NOT is_made)
 	UNION ALL
 	SELECT
 		7, index, format('the order of %s by the index %s', view, index),
 		format(${alter} CLUSTER ON %I', ${target}, index),
 		false, false
 	FROM indexes
-	WHERE indisclustered
+	WHERE indisclustered AND (is_declared OR NOT is_made)
 	UNION ALL
 	SELECT
 		8, stxname, format('the statistics %s of %s', stxname, view),
 		concat_ws(
 			'; ',
-			replace(
-				regexp_replace(
-					pg_get_statisticsobjdef(oid),
-					'FROM [^ ]+$', format('FROM %I.%I', ${target})
-				),
-				format('CREATE STATISTICS %I.%I', nspname, stxname),
-				format('CREATE STATISTICS %I.%I', '${scratch}', stxname)
-			),
+			format('CREATE STATISTICS %I.%I', '${scratch}', stxname)
+				|| substr(definition, length(prefix) + 1, length(definition) - length(prefix) - length(suffix))
+				|| format(' FROM %I.%I', ${target}),
 			format('ALTER STATISTICS %I.%I OWNER TO %s', '${scratch}', stxname, stxowner::regrole),
 			CASE
 				WHEN target >= 0
@@ -454,31 +498,75 @@ FROM (
 	FROM grants
 	WHERE is_grantable
 		OR jsonb_build_array(view, grantee, privilege_type, column_name)
-			<> ALL (${array(knownGrants)}::jsonb[])
-) AS found
-ORDER BY rank, name, object;`;
-}
+			<> ALL (${array(madeGrants)}::jsonb[])
+) AS found`;
+};
+
+/** Writes down what others have put on views, and how much the first view holds, if that is replaced. */
+export const writeDown = (views: string[], made: Relation[], declared: Relation[]): string[] => [
+  `CREATE SCHEMA "${notes}";`,
+  `CREATE VIEW "${notes}"."found" AS
+${found(views, made, declared)};`,
+  `CREATE TABLE "${notes}"."kept" AS SELECT * FROM "${notes}"."found";`,
+];
+
+/**
+ * Stops where somebody has put something on a view since that was written down. To
+ * change the owner to what it is takes a lock under which nobody can do that.
+ */
+const refuseWhatCameLater = (views: string[]) =>
+  views
+    .flatMap((view) => [
+      `EXECUTE format('ALTER MATERIALIZED VIEW "public".${literal(view).slice(1, -1)} OWNER TO %s', (SELECT relowner::regrole FROM pg_class WHERE oid = 'public.${view}'::regclass));`,
+    ])
+    .concat(
+      `SELECT string_agg(coalesce(object, 'the owner of ' || name), ', ' ORDER BY rank, name, object) INTO later FROM (
+				(TABLE "${notes}"."found" EXCEPT TABLE "${notes}"."kept")
+				UNION ALL (TABLE "${notes}"."kept" EXCEPT TABLE "${notes}"."found")
+			) AS differences;`,
+      `IF later IS NOT NULL THEN
+				RAISE EXCEPTION 'Nothing was migrated, because somebody has changed this meanwhile: %. Migrate again.', later;
+			END IF;`,
+    );
 
 /** Puts on the new views what was written down, or stops and names what cannot be kept. */
 export const putBack = `DO $$
 DECLARE
 	kept record;
 BEGIN
-	FOR kept IN SELECT * FROM "${scratch}"."kept" WHERE NOT is_last ORDER BY position LOOP
+	FOR kept IN SELECT * FROM "${notes}"."kept" WHERE NOT is_last ORDER BY rank, name, object LOOP
 		BEGIN
 			EXECUTE kept.statement;
 			IF kept.object IS NOT NULL THEN
 				RAISE NOTICE 'Kept %.', kept.object;
 			END IF;
 		EXCEPTION
-			WHEN duplicate_table THEN
-				RAISE NOTICE 'Not kept, because it is part of the new view: %.', kept.object;
 			WHEN OTHERS THEN
 				IF NOT (kept.goes_with_column AND SQLSTATE = '42703') THEN
-					RAISE EXCEPTION 'Nothing was migrated, because the new view cannot have %: %. Drop that, migrate, and make it again as it fits the new view.', coalesce(kept.object, 'its owner'), SQLERRM;
+					RAISE EXCEPTION 'Nothing was migrated, because the new view cannot have %: %. Drop that, migrate, and make it again if it fits the new view.', coalesce(kept.object, 'its owner'), SQLERRM;
 				END IF;
 				RAISE NOTICE 'Gone with its column: %.', kept.object;
 		END;
+	END LOOP;
+END
+$$;`;
+
+/** Drop what was only for the time of the migration. */
+export const dropNotes = [
+  `DROP VIEW "${notes}"."found";`,
+  `DROP TABLE "${notes}"."kept";`,
+  `DROP SCHEMA "${notes}";`,
+];
+
+/** Gives new relations to the role that all others belong to, whoever migrates. */
+export const giveToOwner = (relations: string[]) => `DO $$
+DECLARE
+	relation regclass;
+BEGIN
+	FOREACH relation IN ARRAY ARRAY[${literals(relations)}]::regclass[] LOOP
+		EXECUTE format('ALTER TABLE %s OWNER TO %s', relation, (
+			SELECT relowner::regrole FROM pg_class WHERE oid = 'public.view_refreshes'::regclass
+		));
 	END LOOP;
 END
 $$;`;
@@ -488,7 +576,7 @@ export const putBackLast = `DO $$
 DECLARE
 	kept record;
 BEGIN
-	FOR kept IN SELECT * FROM "${scratch}"."kept" WHERE is_last ORDER BY position LOOP
+	FOR kept IN SELECT * FROM "${notes}"."kept" WHERE is_last ORDER BY rank, name, object LOOP
 		EXECUTE kept.statement;
 	END LOOP;
 END
@@ -506,7 +594,7 @@ const counts = (schema: string) => `SELECT
 export const countBefore = `DO $$
 BEGIN
 	IF (SELECT relispopulated FROM pg_class WHERE oid = 'public.fct_client_conversion_events'::regclass) THEN
-		CREATE TABLE "${scratch}"."counts" AS
+		CREATE TABLE "${notes}"."counts" AS
 		${counts('public')};
 	END IF;
 END
@@ -521,12 +609,12 @@ BEGIN
 	IF setting !~ '^[0-9]+([.][0-9]+)? ?%$' OR rtrim(setting, ' %')::numeric > 100 THEN
 		RAISE EXCEPTION 'The setting lead_conversions.max_loss is a percentage from 0%% to 100%%, not "%".', setting;
 	END IF;
-	IF to_regclass('${scratch}.counts') IS NULL THEN
+	IF to_regclass('${notes}.counts') IS NULL THEN
 		RETURN;
 	END IF;
 	FOR counted IN
 		SELECT name, was::bigint, now::bigint
-		FROM (SELECT to_jsonb(counts) AS before FROM "${scratch}"."counts") AS old
+		FROM (SELECT to_jsonb(counts) AS before FROM "${notes}"."counts") AS old
 		CROSS JOIN (SELECT to_jsonb(counts) AS after FROM (
 			${counts(scratch)}
 		) AS counts) AS new
@@ -538,6 +626,6 @@ BEGIN
 				USING HINT = 'Check that the input tables are complete. If they are, allow the loss with "npm run migrate -- --max-loss 100%", or for drizzle-kit have an administrator run "alter role ... set lead_conversions.max_loss = ''100%''".';
 		END IF;
 	END LOOP;
-	DROP TABLE "${scratch}"."counts";
+	DROP TABLE "${notes}"."counts";
 END
 $$;`;
