@@ -3,7 +3,12 @@ import { join } from 'node:path';
 import { sql } from 'drizzle-orm';
 import { readMigrationFiles } from 'drizzle-orm/migrator';
 import type { PgTransactionConfig } from 'drizzle-orm/pg-core';
-import { LOCK_NOT_AVAILABLE, pinned, type Session } from '../views/session.ts';
+import {
+  INSUFFICIENT_PRIVILEGE,
+  LOCK_NOT_AVAILABLE,
+  pinned,
+  type Session,
+} from '../views/session.ts';
 import { codeOf, explain, reasonOf } from './command.ts';
 import { migrations } from './database.ts';
 import {
@@ -57,7 +62,16 @@ export async function migrateDatabase(
   settings: Settings,
 ): Promise<{ applied: number; isLater: boolean }> {
   const files = readMigrations();
-  await createRecords(db, settings.lockTimeout);
+  await createRecords(db, settings.lockTimeout)
+    .then(() => readRecords(db))
+    .catch((error) => {
+      if (codeOf(reasonOf(error)) !== INSUFFICIENT_PRIVILEGE) {
+        throw error;
+      }
+      throw new Error(
+        `This role may not migrate: ${explain(error)}. Migrate as the role that owns the tables and views, or as a member of it.`,
+      );
+    });
   for (let applied = 0; ; applied += 1) {
     const started = performance.now();
     const tag = await migrateNext(db, files, settings);

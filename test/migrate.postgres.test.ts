@@ -133,6 +133,23 @@ describe('npm run migrate', () => {
     expect(await records()).toEqual([]);
   });
 
+  test('says which role it wants where another one may not migrate', async () => {
+    await run(unmigrated.url, 'npm run migrate');
+    const url = new URL(unmigrated.url);
+    url.username = 'may_not_migrate';
+    await session`create role may_not_migrate login`;
+    try {
+      expect(await run(url.href, 'npm run migrate')).toEqual({
+        code: 1,
+        stdout: '',
+        stderr:
+          'This role may not migrate: permission denied for schema drizzle. Migrate as the role that owns the tables and views, or as a member of it.\n',
+      });
+    } finally {
+      await session`drop role may_not_migrate`;
+    }
+  });
+
   test('never lets others have its records by default privileges', async () => {
     await session`alter default privileges grant all on tables to public`;
     await session`alter default privileges grant all on schemas to public`;
