@@ -75,7 +75,9 @@ export function explain(error: unknown, variable = 'DATABASE_URL'): string {
   if (code === '3D000' || code?.startsWith('28')) {
     return `The database cannot be opened: ${message}. Check ${variable}.`;
   }
-  return [message, detail, hint].filter(Boolean).join('\n');
+  // On what depends on what is dropped, Postgres advises to drop that as well (CASCADE).
+  const advice = code === '2BP01' ? undefined : hint;
+  return [message, detail, advice].filter(Boolean).join('\n');
 }
 
 /**

@@ -62,24 +62,25 @@ export async function migrateDatabase(
   settings: Settings,
 ): Promise<{ applied: number; isLater: boolean }> {
   const files = readMigrations();
-  await createRecords(db, settings.lockTimeout)
-    .then(() => readRecords(db))
-    .catch((error) => {
-      if (codeOf(reasonOf(error)) !== INSUFFICIENT_PRIVILEGE) {
-        throw error;
+  try {
+    await createRecords(db, settings.lockTimeout);
+    for (let applied = 0; ; applied += 1) {
+      const started = performance.now();
+      const tag = await migrateNext(db, files, settings);
+      if (tag === undefined) {
+        const last = (await readRecords(db)).at(-1);
+        return { applied, isLater: (last?.createdAt ?? 0) > (files.at(-1)?.createdAt ?? 0) };
       }
+      settings.onApplied?.({ tag, durationMs: performance.now() - started });
+    }
+  } catch (error) {
+    // Where a migration has failed, the error says so itself.
+    if (reasonOf(error).code === INSUFFICIENT_PRIVILEGE) {
       throw new Error(
         `This role may not migrate: ${explain(error)}. Migrate as the role that owns the tables and views, or as a member of it.`,
       );
-    });
-  for (let applied = 0; ; applied += 1) {
-    const started = performance.now();
-    const tag = await migrateNext(db, files, settings);
-    if (tag === undefined) {
-      const last = (await readRecords(db)).at(-1);
-      return { applied, isLater: (last?.createdAt ?? 0) > (files.at(-1)?.createdAt ?? 0) };
     }
-    settings.onApplied?.({ tag, durationMs: performance.now() - started });
+    throw error;
   }
 }
 
@@ -157,7 +158,7 @@ async function migrateNext(
         .select({ holder: sql<string>`holder` })
         .from(sql.raw(`(${holdersOfRecords}) as holders`));
       throw new Error(
-        `Nothing was migrated: another deploy was at it for ${lockTimeout}: ${holders.map(({ holder }) => holder).join(', ') || 'it has just ended'}. Migrate again once it is done.`,
+        `Nothing was migrated, because the lock of deploys could not be taken within ${lockTimeout}: ${holders.map(({ holder }) => holder).join(', ') || 'another deploy had it until now'}. Migrate again once that is over.`,
       );
     });
     const pending = firstPending(files, await readRecords(tx));
@@ -217,7 +218,7 @@ function firstPending(files: Migration[], recorded: Recorded[]): Migration | und
   if (pending && last && pending.createdAt < last.createdAt) {
     const name = files.find(({ createdAt }) => createdAt === last.createdAt)?.tag;
     throw new Error(
-      `${pending.tag} was never applied to this database, but is older than ${name ?? 'its last migration, which this version does not have'}. ${name ? 'Generate it again, so that it comes last.' : 'Deploy the version that the database is at, or a later one.'}`,
+      `${pending.tag} was never applied to this database, but is older than ${name ?? 'its last migration, which this version does not have'}. ${name ? 'Generate it again, so that it comes last.' : 'Deploy the version that has last migrated the database, or a later one.'}`,
     );
   }
   return pending;

@@ -7,7 +7,16 @@ import { generate } from '../scripts/benchmark/data.ts';
 import { readRelations } from '../scripts/generate/catalog.ts';
 import { type PostgresServer, startPostgres } from '../scripts/postgres_server.ts';
 import { type Result, run, start } from './support/commands.ts';
-import { addNotes, addUserInitial, type ScratchTree, scratchTree } from './support/scratch_tree.ts';
+import {
+  addNotes,
+  addPhone,
+  addUserInitial,
+  deriveSourceAnew,
+  dropEmail,
+  retypeBranchId,
+  type ScratchTree,
+  scratchTree,
+} from './support/scratch_tree.ts';
 import { patience, sessionsThatWait, sessionThatRuns } from './support/sessions.ts';
 
 /** A server of its own, because roles belong to a whole server. */
@@ -24,7 +33,7 @@ const urlAs = (role: string, database = 'gym') => {
 };
 
 beforeAll(async () => {
-  server = await startPostgres();
+  server = await startPostgres({ autovacuum_naptime: '1s' });
   admin = postgres(server.url('postgres'), { max: 1, onnotice: () => {} });
   await admin`create role owner login createrole`;
   await admin`create database template owner owner`;
@@ -389,8 +398,8 @@ describe('what others have put on a view', () => {
       from pg_indexes where tablename ~ '^fct_.*(events|conversions)$' order by indexname`,
     statistics: await owner`
       select pg_get_statisticsobjdef(pg_statistic_ext.oid) as definition, stxstattarget, stxowner::regrole::text,
-        exists (select from pg_stats_ext where statistics_name = stxname and dependencies is not null) as filled
-      from pg_statistic_ext order by stxname`,
+        exists (select from pg_stats_ext where statistics_name = stxname and statistics_schemaname = (select nspname from pg_namespace where oid = stxnamespace) and dependencies is not null) as filled
+      from pg_statistic_ext order by stxname, stxnamespace::regnamespace::text`,
     relations: await owner`
       select relname, relacl::text,
         (select array_agg(option order by option) from unnest(reloptions) as option) as options
@@ -428,10 +437,11 @@ describe('what others have put on a view', () => {
       alter index fct_lead_conversions_branch_id_local_user_created_at_idx set (fillfactor = 70);
       create schema "other schema";
       create statistics "other schema"."two ON columns" on lead_status, branch_id from fct_lead_conversions;
+      create statistics "other schema".pairs (dependencies) on lead_status, branch_id from fct_client_conversion_events;
       grant select on fct_lead_conversions to analyst with grant option;
       grant select (user_id, lead_status) on fct_client_conversion_events to other;
       grant select on fct_client_conversion_events to public;
-      analyze fct_lead_conversions`);
+      analyze fct_lead_conversions, fct_client_conversion_events`);
   });
   afterEach(async () => {
     await owner`drop owned by analyst, other`.catch(() => {});
@@ -551,32 +561,96 @@ describe('timeouts of the role', () => {
 });
 
 describe('a migration that changes tables, too', () => {
-  /** Trees in which a column was added to a table and to the first view, and in which a type changes. */
-  let added: ScratchTree;
-  let retyped: ScratchTree;
+  /** Trees in which a table was changed, and the migration generated. */
+  const trees: Record<string, ScratchTree> = {};
+  const treeOf = (name: string) => trees[name] as ScratchTree;
   beforeAll(async () => {
-    added = await scratchTree();
-    await addUserInitial(added);
-    await added.edit(
-      'schema/dim_user.ts',
-      [`email: varchar('email'),`, `email: varchar('email'), phone: varchar('phone'),`],
-      [`'E-mail address of the user.',`, `'E-mail address of the user.', phone: 'Telephone.',`],
-    );
-    await added.run('', 'npm run generate', ['--name', 'phone']);
-    retyped = await scratchTree();
-    await retyped.edit('schema/dim_user.ts', [
-      `branchId: identifier('branch_id')`,
-      `branchId: varchar('branch_id', { length: 200 })`,
-    ]);
-    await retyped.edit('views/fct_client_conversion_events.ts', [
-      '        dim_user.branch_id,',
-      '        dim_user.branch_id::varchar collate "C" as branch_id,',
-    ]);
-    await retyped.run('', 'npm run generate', ['--name', 'retyped']);
-  });
+    const edits = {
+      phone: [addUserInitial, addPhone],
+      retyped: [retypeBranchId],
+      dropped: [dropEmail],
+      derived: [deriveSourceAnew],
+      notes: [addNotes],
+    };
+    for (const [name, changes] of Object.entries(edits)) {
+      const changed = await scratchTree();
+      trees[name] = changed;
+      for (const edit of changes) {
+        await edit(changed);
+      }
+      await changed.run('', 'npm run generate', ['--name', name]);
+    }
+  }, 120_000);
   afterAll(async () => {
-    await added.remove();
-    await retyped.remove();
+    for (const changed of Object.values(trees)) {
+      await changed.remove();
+    }
+  });
+
+  test.each([
+    {
+      what: 'a column that is dropped',
+      tree: 'dropped',
+      put: [
+        'create index theirs on dim_user (name) include (email)',
+        'create index mail on dim_user (lower(email))',
+        'create statistics pairs on name, email from dim_user',
+        `alter table dim_user add constraint has_at check (email like '%@%')`,
+        'create view mails as select email from dim_user',
+      ],
+      named: [
+        'index public.mail',
+        'index public.theirs',
+        'statistics object public.pairs',
+        'table constraint has_at on public.dim_user',
+        'view public.mails',
+      ],
+    },
+    {
+      what: 'a column that is derived anew',
+      tree: 'derived',
+      put: [
+        'create index theirs on fct_membership_purchases (membership_source)',
+        'grant select (membership_source) on fct_membership_purchases to pg_monitor',
+        'alter table fct_membership_purchases alter membership_source set statistics 500',
+        'alter table fct_membership_purchases alter membership_source set (n_distinct = 3)',
+      ],
+      named: [
+        'SELECT on public.fct_membership_purchases.membership_source for pg_monitor',
+        'index public.theirs',
+        'the options of public.fct_membership_purchases.membership_source',
+        'the statistics target of public.fct_membership_purchases.membership_source',
+      ],
+    },
+    {
+      what: 'a column whose type changes',
+      tree: 'retyped',
+      put: ['create view branches as select branch_id from dim_user'],
+      named: ['view public.branches'],
+    },
+  ])('stops and names what others have put on $what', async ({ tree: name, put, named }) => {
+    for (const statement of put) {
+      await owner.unsafe(statement);
+    }
+    const before = await state();
+    for (const command of ['npm run migrate', 'drizzle-kit migrate'] as const) {
+      const { code, stdout, stderr } = await treeOf(name).run(urlAs('owner'), command);
+      expect(code).toBe(1);
+      expect(stdout + stderr).toContain(
+        `Nothing was migrated, because it would drop or break what others have created: ${named.join(', ')}. Remove that, migrate, and create it again if it still fits.`,
+      );
+    }
+    expect(await state()).toEqual(before);
+  });
+
+  test('changes and drops what only this package has put things on', async () => {
+    await owner`create index theirs on dim_user (branch_id)`; // which a change of the type keeps
+    for (const name of ['retyped', 'dropped', 'derived']) {
+      expect(await treeOf(name).run(urlAs('owner'), 'npm run migrate')).toMatchObject({ code: 0 });
+      expect(await treeOf(name).run(urlAs('owner'), 'npm run refresh')).toMatchObject({ code: 0 });
+      await owner`delete from drizzle.lead_conversions_migrations where id > 1`;
+    }
+    expect(await owner`select from pg_indexes where indexname = 'theirs'`).toHaveLength(1);
   });
 
   test('keeps nobody waiting for the tables while a report reads them, nor while views are filled', async () => {
@@ -599,7 +673,7 @@ describe('a migration that changes tables, too', () => {
     await owner.begin(async (report) => {
       await report`select from fct_lead_conversions limit 1`;
       await report`select from dim_user limit 1`;
-      migrated = added.run(urlAs('owner'), 'npm run migrate');
+      migrated = treeOf('phone').run(urlAs('owner'), 'npm run migrate');
       await attempts(7); // nine seconds
     });
     const reportTook = performance.now() - started;
@@ -615,22 +689,36 @@ describe('a migration that changes tables, too', () => {
     }
   });
 
+  test('has an automatic vacuum give way', { timeout: 180_000 }, async () => {
+    await owner`
+      alter table dim_user set (
+        autovacuum_vacuum_threshold = 1, autovacuum_vacuum_scale_factor = 0,
+        autovacuum_vacuum_cost_delay = 100, autovacuum_vacuum_cost_limit = 1)`;
+    await owner`update dim_user set name = name || '.'`;
+    const isVacuumed = async () => {
+      const running = await admin`
+        select from pg_stat_activity
+        where datname = 'gym' and query like 'autovacuum: VACUUM%public.dim_user%'`;
+      return running.length > 0;
+    };
+    await vi.waitUntil(isVacuumed, patience);
+    expect(await treeOf('phone').run(urlAs('owner'), 'npm run migrate')).toMatchObject({
+      code: 0,
+      stdout: expect.stringContaining('0002_phone: migrated'),
+    });
+  });
+
   test('gives what is new to the owner of the rest, whoever migrates', async () => {
-    const noted = await scratchTree();
-    try {
-      await addNotes(noted);
-      await noted.run('', 'npm run generate', ['--name', 'notes']);
-      expect(await noted.run(urlAs('postgres'), 'npm run migrate')).toMatchObject({ code: 0 });
-      expect(
-        await owner`
-          select relname, relowner::regrole::text as owner from pg_class
-          where relname ~ '^notes' order by relname`,
-      ).toEqual(
-        ['notes', 'notes_id_seq', 'notes_pkey'].map((relname) => ({ relname, owner: 'owner' })),
-      );
-    } finally {
-      await noted.remove();
-    }
+    expect(await treeOf('notes').run(urlAs('postgres'), 'npm run migrate')).toMatchObject({
+      code: 0,
+    });
+    expect(
+      await owner`
+        select relname, relowner::regrole::text as owner from pg_class
+        where relname ~ '^notes' order by relname`,
+    ).toEqual(
+      ['notes', 'notes_id_seq', 'notes_pkey'].map((relname) => ({ relname, owner: 'owner' })),
+    );
   });
 
   test('is ended by Postgres where its process is gone or stands still', async () => {
@@ -661,7 +749,9 @@ describe('a migration that changes tables, too', () => {
     await owner`create index by_source on fct_lead_conversions (client_conversion_event_source)`;
     await owner`grant select on fct_client_conversion_events to pg_monitor`;
     const before = await state();
-    expect(await retyped.run(urlAs('owner'), 'npm run migrate')).toMatchObject({ code: 0 });
+    expect(await treeOf('retyped').run(urlAs('owner'), 'npm run migrate')).toMatchObject({
+      code: 0,
+    });
     const after = await state();
     expect(after.rows).toEqual(before.rows);
     expect(after.relations.map(({ columns: _, ...relation }) => relation)).toEqual(
@@ -673,7 +763,9 @@ describe('a migration that changes tables, too', () => {
         select format_type(atttypid, atttypmod) as type from pg_attribute
         where attrelid = 'dim_user'::regclass and attname = 'branch_id'`,
     ).toEqual([{ type: 'character varying(200)' }]);
-    expect(await retyped.run(urlAs('owner'), 'npm run refresh')).toMatchObject({ code: 0 });
+    expect(await treeOf('retyped').run(urlAs('owner'), 'npm run refresh')).toMatchObject({
+      code: 0,
+    });
   });
 });
 

@@ -7,7 +7,14 @@ import { rolledBack } from '../scripts/generate/migration.ts';
 import type { Session } from '../views/session.ts';
 import type { Result } from './support/commands.ts';
 import { useDatabase } from './support/database.ts';
-import { addNotes, addUserInitial, type ScratchTree, scratchTree } from './support/scratch_tree.ts';
+import {
+  addNotes,
+  addUserInitial,
+  deriveSourceAnew,
+  retypeBranchId,
+  type ScratchTree,
+  scratchTree,
+} from './support/scratch_tree.ts';
 
 const migrated = useDatabase();
 
@@ -82,6 +89,13 @@ async function generated() {
   const [file, ...others] = await generatedFiles();
   expect(others).toEqual([]);
   return file ?? { heading: '', statements: [] };
+}
+
+/** Fails unless statements contain these parts, each after the one before. */
+function expectInOrder(statements: string[], parts: string[]): void {
+  const places = parts.map((part) => statements.findIndex((it) => it.includes(part)));
+  expect(places).not.toContain(-1);
+  expect(places).toEqual(places.toSorted((one, other) => one - other));
 }
 
 const refused = async (result: Promise<Result>, message: RegExp) => {
@@ -205,46 +219,32 @@ describe('npm run generate', () => {
   });
 
   test('changes the type of a column that views read by taking them down', async () => {
-    await tree.edit('schema/dim_user.ts', [
-      `branchId: identifier('branch_id')`,
-      `branchId: varchar('branch_id', { length: 200 })`,
-    ]);
-    await tree.edit('views/fct_client_conversion_events.ts', [
-      `        dim_user.branch_id,`,
-      `        dim_user.branch_id::varchar collate "C" as branch_id,`,
-    ]);
+    await retypeBranchId(tree);
     const { heading, statements } = await generated();
     expect(heading).toMatch(
       /^Changes dim_user\. Replaces fct_client_conversion_events, and fct_lead_conversions, which reads it\. Takes fct_lead_conversions and fct_client_conversion_events down and creates them anew, because they read what changes: readers wait until the end\.$/,
     );
-    const order = [
+    expectInOrder(statements, [
       'CREATE TABLE "lead_conversions_kept"."kept"',
       'DROP MATERIALIZED VIEW "public"."fct_client_conversion_events";',
       'ALTER TABLE "public"."dim_user" ALTER COLUMN "branch_id" SET DATA TYPE',
       'REFRESH MATERIALIZED VIEW "lead_conversions_new"."fct_client_conversion_events";',
       'EXECUTE kept.statement;',
       'SET SCHEMA "public";',
-    ].map((part) => statements.findIndex((statement) => statement.includes(part)));
-    expect(order).toEqual(order.toSorted((one, other) => one - other));
-    expect(order).not.toContain(-1);
+    ]);
     expect((await check()).stdout).toMatch(/^Nothing to generate: /);
   });
 
   test('derives a column anew, and creates its index again', async () => {
-    await tree.edit('schema/fct_membership_purchases.ts', [
-      `membershipSource: detail('membership_source', 'membership_purchase_details', 'source'),`,
-      `membershipSource: detail('membership_source', 'membership_purchase_details', 'source2' as 'source'),`,
-    ]);
+    await deriveSourceAnew(tree);
     const { statements } = await generated();
-    const order = [
+    expectInOrder(statements, [
       'DROP MATERIALIZED VIEW "public"."fct_client_conversion_events";',
       'ADD COLUMN "membership_source"',
       'CREATE INDEX "fct_membership_purchases_first"',
       'COMMENT ON INDEX "public"."fct_membership_purchases_first"',
       'REFRESH MATERIALIZED VIEW',
-    ].map((part) => statements.findIndex((statement) => statement.includes(part)));
-    expect(order).toEqual(order.toSorted((one, other) => one - other));
-    expect(order).not.toContain(-1);
+    ]);
     expect((await check()).stdout).toMatch(/^Nothing to generate: /);
   });
 

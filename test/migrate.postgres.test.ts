@@ -4,7 +4,7 @@ import postgres from 'postgres';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { run, start } from './support/commands.ts';
 import { useUnmigratedDatabase } from './support/database.ts';
-import { addUserInitial, type ScratchTree, scratchTree } from './support/scratch_tree.ts';
+import { addPhone, addUserInitial, type ScratchTree, scratchTree } from './support/scratch_tree.ts';
 import { sessionThatRuns } from './support/sessions.ts';
 
 const unmigrated = useUnmigratedDatabase();
@@ -19,11 +19,7 @@ let later: ScratchTree;
 beforeAll(async () => {
   later = await scratchTree();
   await addUserInitial(later);
-  await later.edit(
-    'schema/dim_user.ts',
-    [`email: varchar('email'),`, `email: varchar('email'), phone: varchar('phone'),`],
-    [`'E-mail address of the user.',`, `'E-mail address of the user.', phone: 'Telephone.',`],
-  );
+  await addPhone(later);
   await later.run('', 'npm run generate', ['--name', 'later']);
 });
 afterAll(() => later.remove());
@@ -113,7 +109,7 @@ describe('npm run migrate', () => {
         stdout: '',
         stderr: expect.stringMatching(
           new RegExp(
-            `^Nothing was migrated: another deploy was at it for 300ms: pid ${holder?.pid} \\(postgres, postgres\\.js\\) holds ShareUpdateExclusiveLock on lead_conversions_migrations\\. Migrate again once it is done\\.\n$`,
+            `^Nothing was migrated, because the lock of deploys could not be taken within 300ms: pid ${holder?.pid} \\(postgres, postgres\\.js\\) holds ShareUpdateExclusiveLock on lead_conversions_migrations\\. Migrate again once that is over\\.\n$`,
           ),
         ),
       });
@@ -236,7 +232,7 @@ describe('npm run migrate', () => {
       }
     });
     await expect(rerun).rejects.toThrow(
-      /^Another deploy has applied this migration at this moment, as drizzle\.lead_conversions_migrations says\. /,
+      /^Nothing was migrated, because another deploy has just applied this migration, as drizzle\.lead_conversions_migrations says\. /,
     );
   });
 

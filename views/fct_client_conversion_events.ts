@@ -140,8 +140,8 @@ user_first_purchases as (
     left join first_credit_packs
         on users.user_id = first_credit_packs.user_id
 
-    -- For speed: the final order, here already, has Postgres compute each row of
-    -- this CTE once, and not again for every column that it appears in.
+    -- For speed: with the final order here already, Postgres computes the
+    -- columns above once per row, and not again wherever they are used below.
     order by users.user_id
 
 )

@@ -86,8 +86,8 @@ filtered_conversions as (
     from public.fct_client_conversion_events as events
     cross join conversion_filters
 
-    -- For speed: the final order, here already, has Postgres judge the type of
-    -- each row once, and not again for every column that depends on it.
+    -- For speed: with the final order here already, Postgres computes the type
+    -- once per row, and not again wherever it is used below.
     order by
         user_id asc,
         client_conversion_event_type asc nulls last,

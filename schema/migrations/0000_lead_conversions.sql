@@ -1,6 +1,7 @@
--- All that lead-conversions keeps in a database: the input tables, the history
--- of the refreshes, the two reports, and the role that reads them. Written by
--- "npm run generate -- --baseline" from what schema/ and views/ declare.
+-- Creates all that lead-conversions keeps in a database: the input tables, the
+-- history of the refreshes, the two reports, and the role that reads them.
+-- Written by "npm run generate -- --baseline" from what schema/ and views/
+-- declare.
 --
 -- Names in here are those of pg_catalog, or have their schema with them. What
 -- others have created under the same names, in a schema that everybody may
@@ -309,8 +310,8 @@ user_first_purchases as (
     left join first_credit_packs
         on users.user_id = first_credit_packs.user_id
 
-    -- For speed: the final order, here already, has Postgres compute each row of
-    -- this CTE once, and not again for every column that it appears in.
+    -- For speed: with the final order here already, Postgres computes the
+    -- columns above once per row, and not again wherever they are used below.
     order by users.user_id
 
 )
@@ -442,8 +443,8 @@ filtered_conversions as (
     from public.fct_client_conversion_events as events
     cross join conversion_filters
 
-    -- For speed: the final order, here already, has Postgres judge the type of
-    -- each row once, and not again for every column that depends on it.
+    -- For speed: with the final order here already, Postgres computes the type
+    -- once per row, and not again wherever it is used below.
     order by
         user_id asc,
         client_conversion_event_type asc nulls last,

@@ -59,7 +59,9 @@ export async function generate(
   const journal: Journal = JSON.parse(read(journalFile));
   const last = journal.entries.at(-1);
   if (!last) {
-    throw new Error(`There are no migrations in ${folder} to go on from.`);
+    throw new Error(
+      `There are no migrations in ${folder}. Write the first one with "npm run generate -- --baseline".`,
+    );
   }
   refuseOtherOrder(journal);
   for (const { tag } of journal.entries) {

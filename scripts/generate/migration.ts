@@ -12,18 +12,24 @@ import { viewsInOrder } from '../../views/refresh.ts';
 import { explain } from '../command.ts';
 import { type Comment, columnOrder, type Grant, type Relation, readRelations } from './catalog.ts';
 import {
+  dependents,
+  dropNotes,
+  dropOnceUnread,
+  putBack,
+  putBackLast,
+  refuseDependents,
+  type Touched,
+  writeDown,
+} from './kept.ts';
+import {
   bounds,
   countBefore,
   createReaderRole,
-  dropNotes,
-  dropOnceUnread,
   firstStatement,
   giveToOwner,
   literal,
   lockRefreshes,
   lockTablesOncePossible,
-  putBack,
-  putBackLast,
   records,
   refuseLoss,
   refuseOtherDatabases,
@@ -33,7 +39,6 @@ import {
   scratch,
   type TableLock,
   takeTurn,
-  writeDown,
 } from './statements.ts';
 
 /** What drizzle-kit says of a change. */
@@ -153,7 +158,7 @@ async function planOf(
     created: viewNames().filter((name) => changed.includes(name) || old.includes(name)),
     changes: ofTables,
     drops: statements.filter((it) => !isOfView(it) && isLast(it)),
-    isUnderViews: underViews.length > 0,
+    isUnderViews: underViews.length > 0 && old.length > 0,
   };
 }
 
@@ -162,6 +167,7 @@ async function changeTables(db: Session, plan: Plan, add: Add): Promise<void> {
   if (!plan.isUnderViews) {
     await lockChanging(plan, add); // which the exchange has done otherwise
   }
+  await refuseWhatOthersLose(db, plan.changes, add);
   const sequencesBefore = await sequences(db);
   for (const statement of plan.changes) {
     await add(statement);
@@ -191,7 +197,7 @@ async function changeTables(db: Session, plan: Plan, add: Add): Promise<void> {
     await add(dropOnceUnread(surplus, [], [], locksOf(plan.drops, plan)), exchangeNote);
   }
   if (!touches(plan)) {
-    await drop(plan, add);
+    await drop(db, plan, add);
   }
 }
 
@@ -242,7 +248,7 @@ async function replaceViews(db: Session, plan: Plan, add: Add): Promise<void> {
     await add(`ANALYZE "${place}"."${name}";`);
   }
   if (replaced.includes(firstView)) {
-    await add(refuseLoss, 'Input that is half loaded is not taken for all that there is.');
+    await add(refuseLoss, 'The new views are not taken from input that is half loaded.');
   }
   const dropped = plan.isUnderViews ? [] : old;
   const locks = locksOf(plan.drops, plan);
@@ -266,10 +272,10 @@ async function replaceViews(db: Session, plan: Plan, add: Add): Promise<void> {
   if (added.length > 0) {
     await add(giveToOwner(added.map((name) => `"public"."${name}"`)), ownerNote);
   }
-  await drop(plan, add);
+  await drop(db, plan, add);
 }
 
-const ownerNote = 'It belongs to whom all else belongs to, whoever migrates.';
+const ownerNote = 'What is new gets the owner of the rest, whoever migrates.';
 
 const exchangeNote =
   'The only time that others wait. This waits 0.3 seconds for those who are using what changes, then lets everybody go on, and tries again a second later. A view of somebody else that reads what is dropped is not dropped with it, but stops the migration and is named.';
@@ -291,10 +297,44 @@ async function writeDownOld({ made, declared }: Plan, replaced: string[], add: A
   }
 }
 
-async function drop({ drops }: Plan, add: Add): Promise<void> {
+async function drop(db: Session, { drops }: Plan, add: Add): Promise<void> {
+  await refuseWhatOthersLose(db, drops, add);
   for (const statement of drops) {
     await add(statement.replace(/ CASCADE;$/, ';'));
   }
+}
+
+/**
+ * Stops the migration where statements would take away or break what others have put
+ * on a table. What there is on the embedded database is ours.
+ */
+async function refuseWhatOthersLose(db: Session, statements: string[], add: Add): Promise<void> {
+  const touched = statements.flatMap((statement) => touchedBy(statement, statements));
+  if (touched.length > 0) {
+    const ours = (await db
+      .select({ object: sql<string>`object` })
+      .from(sql.raw(`(${dependents(touched)}) as dependents`))) as { object: string }[];
+    await add(
+      refuseDependents(touched, ours.map(({ object }) => object).toSorted()),
+      'What others have created on a table is not dropped with it.',
+    );
+  }
+}
+
+/** What a statement drops or changes the type of. */
+function touchedBy(statement: string, all: string[]): Touched[] {
+  const [, gone] = /^DROP TABLE "public"\."([^"]+)"/.exec(statement) ?? [];
+  if (gone) {
+    return [{ table: gone, column: null, how: 'DROP' }];
+  }
+  const action = /^ALTER TABLE "public"\."([^"]+)" (DROP|ALTER) COLUMN "([^"]+)"( SET DATA TYPE)?/i;
+  const [, table, verb = '', column = '', isRetyped] = action.exec(statement) ?? [];
+  if (!table || (verb.toUpperCase() === 'ALTER' && !isRetyped)) {
+    return [];
+  }
+  const added = `ALTER TABLE "public"."${table}" ADD COLUMN "${column}"`;
+  const isDerived = all.some((other) => other.includes(added));
+  return [{ table, column, how: isRetyped ? 'RETYPE' : isDerived ? 'DERIVE' : 'DROP' }];
 }
 
 /** Locks the tables that change, before the first of them does. */
@@ -452,7 +492,7 @@ export async function completeBaseline(
     await refuseUndeclaredReads(db);
     written.push(
       ...beginningWith(
-        'All that lead-conversions keeps in a database: the input tables, the history of the refreshes, the two reports, and the role that reads them. Written by "npm run generate -- --baseline" from what schema/ and views/ declare.',
+        'Creates all that lead-conversions keeps in a database: the input tables, the history of the refreshes, the two reports, and the role that reads them. Written by "npm run generate -- --baseline" from what schema/ and views/ declare.',
         migration,
       ),
     );

@@ -6,13 +6,12 @@ import { lockHolders } from '../../views/catalog.ts';
 import { refreshDefaults } from '../../views/refresh.ts';
 import { endWhenGone, isKnownSetting } from '../../views/session.ts';
 import { migrationsTable } from '../database.ts';
-import type { Relation } from './catalog.ts';
 
 /** Where the new views are until they take the places of the old ones. */
 export const scratch = 'lead_conversions_new';
 
 /** Where it is noted meanwhile what the new views are to have of the old ones. */
-const notes = 'lead_conversions_kept';
+export const notes = 'lead_conversions_kept';
 
 /** Where Drizzle records what it has migrated. */
 export const records = `drizzle.${migrationsTable}`;
@@ -22,9 +21,9 @@ const render = (fragment: SQL) => new PgDialect().sqlToQuery(fragment).sql;
 export const literal = (text: string | null) =>
   text === null ? 'NULL' : `'${text.replaceAll("'", "''")}'`;
 
-const literals = (texts: string[]) => texts.map(literal).join(', ');
+export const literals = (texts: string[]) => texts.map(literal).join(', ');
 
-const array = (texts: string[]) => `ARRAY[${literals(texts)}]::text[]`;
+export const array = (texts: string[]) => `ARRAY[${literals(texts)}]::text[]`;
 
 /** The sessions that have locked these relations, or wait to, in a mode that the condition picks. */
 const holdersOf = (relations: string[], mode = 'true') =>
@@ -75,7 +74,7 @@ BEGIN
 	${lockRecords}
 	SET LOCAL lock_timeout TO '${lockTimeout}';
 	IF EXISTS (SELECT FROM ${records} WHERE created_at >= ${createdAt}) THEN
-		RAISE EXCEPTION 'Another deploy has applied this migration at this moment, as ${records} says. Nothing was migrated twice. Migrate again to see that nothing is left to do.';
+		RAISE EXCEPTION 'Nothing was migrated, because another deploy has just applied this migration, as ${records} says. Migrate again, in case something is left to do.';
 	END IF;
 END
 $$;`;
@@ -206,25 +205,41 @@ EXCEPTION
 END
 $$;`;
 
-/** Does work under locks that are asked for again and again, 0.3 seconds each time, so that nobody queues behind them for longer. */
-function oncePossible(work: string[], names: string[]): string {
+/**
+ * Does work under locks that are asked for again and again, 0.3 seconds each time, so
+ * that nobody queues behind them for longer. Every tenth time waits longer where a
+ * vacuum is in the way: an automatic one gives way after deadlock_timeout.
+ * https://www.postgresql.org/docs/16/routine-vacuuming.html#AUTOVACUUM
+ */
+export function oncePossible(work: string[], names: string[]): string {
+  const relations = names.map((name) => `public.${name}`);
   return `DO $$
 DECLARE
+	deadlock_timeout int := (SELECT setting FROM pg_settings WHERE name = 'deadlock_timeout');
 	dependents text;
 	later text;
 BEGIN
 	FOR attempt IN 1..100 LOOP
 		BEGIN
 			SET LOCAL lock_timeout TO '300ms';
+			IF attempt % 10 = 2 AND EXISTS (
+				SELECT FROM pg_locks
+				WHERE relation IN (${relations.map((it) => `${literal(it)}::regclass`).join(', ')})
+					AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+					AND mode = 'ShareUpdateExclusiveLock'
+					AND granted
+			) THEN
+				PERFORM set_config('lock_timeout', (deadlock_timeout + 300)::text, true);
+			END IF;
 ${work.map((statement) => `			${statement}`).join('\n')}
 			SET LOCAL lock_timeout TO '${lockTimeout}';
 			EXIT;
-		EXCEPTION WHEN lock_not_available THEN
+		EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
 			IF attempt = 100 THEN
 				RAISE EXCEPTION 'Nothing was migrated, because others were using ${names.join(' and ')} all the time. Migrate again later.'
 					USING DETAIL = (
 						SELECT format('In use by: %s.', string_agg(holder, ', '))
-						FROM (${holdersOf(names.map((name) => `public.${name}`))}) AS holders
+						FROM (${holdersOf(relations)}) AS holders
 					);
 			END IF;
 			PERFORM pg_sleep(1);
@@ -244,7 +259,8 @@ export interface TableLock {
   mode: 'ACCESS EXCLUSIVE' | 'SHARE ROW EXCLUSIVE' | 'SHARE';
 }
 
-const lockTable = ({ table, mode }: TableLock) => `LOCK TABLE "public"."${table}" IN ${mode} MODE;`;
+export const lockTable = ({ table, mode }: TableLock) =>
+  `LOCK TABLE "public"."${table}" IN ${mode} MODE;`;
 
 /** Locks tables at a moment when nobody is in the way. */
 export const lockTablesOncePossible = (locks: TableLock[]) =>
@@ -252,311 +268,6 @@ export const lockTablesOncePossible = (locks: TableLock[]) =>
     locks.map(lockTable),
     locks.map(({ table }) => table),
   );
-
-/**
- * Drops indexes and views of public, and locks tables, at a moment when nobody is
- * using them. Of those that are replaced it was written down before what they have.
- */
-export const dropOnceUnread = (
-  indexes: string[],
-  views: string[],
-  replaced: string[],
-  locks: TableLock[],
-) =>
-  oncePossible(
-    [
-      ...locks.map(lockTable),
-      ...(replaced.length > 0 ? refuseWhatCameLater(replaced) : []),
-      ...indexes.map((name) => `DROP INDEX "public"."${name}";`),
-      ...views.map((name) => `DROP MATERIALIZED VIEW "public"."${name}";`),
-    ],
-    [...locks.map(({ table }) => table), ...indexes, ...views],
-  );
-
-/**
- * What others have put on views that are about to be replaced, as statements that
- * put it on the new ones: their owner, options, statistics, indexes and grants. What
- * earlier migrations have made of the views is not among that, and of the indexes
- * that are declared only how they are stored.
- * https://www.postgresql.org/docs/16/sql-altermaterializedview.html
- */
-const found = (views: string[], made: Relation[], declared: Relation[]): string => {
-  const target = `'${scratch}', view`;
-  const alter = `'ALTER MATERIALIZED VIEW %I.%I`;
-  const of = (relations: Relation[]) => relations.filter(({ name }) => views.includes(name));
-  const indexesOf = (relations: Relation[]) =>
-    of(relations).flatMap(({ indexes }) => indexes.map(({ name }) => name));
-  const [madeIndexes, declaredIndexes] = [indexesOf(made), indexesOf(declared)];
-  const madeGrants = of(made).flatMap(({ name, grants }) =>
-    grants.map(({ role, privilege, column }) =>
-      JSON.stringify([name, role, privilege, column ?? null]),
-    ),
-  );
-  return `WITH
-views AS (
-	SELECT oid, relname AS view, relowner, relacl, reloptions, reltablespace, reltoastrelid
-	FROM pg_class
-	WHERE relnamespace = 'public'::regnamespace
-		AND relkind = 'm'
-		AND relname IN (${literals(views)})
-),
-columns AS (
-	SELECT view, relowner, pg_attribute.*, format('column %I of %s', attname, view) AS column_of
-	FROM views INNER JOIN pg_attribute ON attrelid = views.oid
-	WHERE attnum > 0 AND NOT attisdropped
-),
-indexes AS (
-	SELECT
-		view, index.relname AS index, indexrelid, indisclustered, spcname, index.reloptions,
-		CASE WHEN indisunique THEN 'UNIQUE ' ELSE '' END AS uniqueness,
-		index.relname = ANY (${array(declaredIndexes)}) AS is_declared,
-		index.relname = ANY (${array(madeIndexes)}) AS is_made,
-		obj_description(indexrelid, 'pg_class') AS comment
-	FROM views
-	INNER JOIN pg_index ON indrelid = views.oid
-	INNER JOIN pg_class AS index ON index.oid = indexrelid
-	LEFT JOIN pg_tablespace ON pg_tablespace.oid = index.reltablespace
-),
-statistics AS (
-	SELECT
-		view, stxname, stxowner, nspname,
-		pg_get_statisticsobjdef(pg_statistic_ext.oid) AS definition,
-		format('CREATE STATISTICS %I.%I', nspname, stxname) AS prefix,
-		format(' FROM public.%I', view) AS suffix,
-		(to_jsonb(pg_statistic_ext) ->> 'stxstattarget')::int AS target,
-		obj_description(pg_statistic_ext.oid, 'pg_statistic_ext') AS comment
-	FROM views
-	INNER JOIN pg_statistic_ext ON stxrelid = views.oid
-	INNER JOIN pg_namespace ON pg_namespace.oid = stxnamespace
-),
-options AS (
-	SELECT view, unnest(reloptions) AS option
-	FROM views
-	UNION ALL
-	SELECT view, 'toast.' || unnest(toast.reloptions)
-	FROM views INNER JOIN pg_class AS toast ON toast.oid = views.reltoastrelid
-),
-grants AS (
-	SELECT view, column_name, privilege_type, is_grantable,
-		CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END AS grantee
-	FROM (
-		SELECT view, relowner, NULL::name AS column_name, relacl AS acl
-		FROM views
-		UNION ALL
-		SELECT view, relowner, attname, attacl
-		FROM columns
-	) AS acls, aclexplode(acl)
-	WHERE grantee <> relowner
-)
-SELECT *
-FROM (
-	SELECT
-		1 AS rank, view AS name, NULL AS object,
-		format('GRANT CREATE ON SCHEMA %I TO %s', '${scratch}', relowner::regrole) AS statement,
-		false AS goes_with_column, false AS is_last
-	FROM views
-	UNION ALL
-	SELECT
-		2, view, NULL,
-		format(${alter} OWNER TO %s', ${target}, relowner::regrole),
-		false, false
-	FROM views
-	UNION ALL
-	SELECT
-		3, view, format('the tablespace of %s', view),
-		format(${alter} SET TABLESPACE %I', ${target}, spcname),
-		false, false
-	FROM views INNER JOIN pg_tablespace ON pg_tablespace.oid = views.reltablespace
-	UNION ALL
-	SELECT
-		4, option, format('the option %s of %s', option, view),
-		format(
-			${alter} SET (%s = %L)', ${target},
-			split_part(option, '=', 1), substr(option, strpos(option, '=') + 1)
-		),
-		false, false
-	FROM options
-	UNION ALL
-	SELECT
-		5, attname, format('the statistics target of %s', column_of),
-		format(${alter} ALTER COLUMN %I SET STATISTICS %s', ${target}, attname, attstattarget),
-		true, false
-	FROM columns
-	WHERE attstattarget >= 0
-	UNION ALL
-	SELECT
-		5, attname, format('the options of %s', column_of),
-		format(
-			${alter} ALTER COLUMN %I SET (%s)', ${target},
-			attname, array_to_string(attoptions, ', ')
-		),
-		true, false
-	FROM columns
-	WHERE attoptions IS NOT NULL
-	UNION ALL
-	SELECT
-		5, attname, format('the storage of %s', column_of),
-		format(
-			${alter} ALTER COLUMN %I SET STORAGE %s', ${target},
-			attname,
-			CASE attstorage WHEN 'p' THEN 'PLAIN' WHEN 'e' THEN 'EXTERNAL' WHEN 'm' THEN 'MAIN' ELSE 'EXTENDED' END
-		),
-		true, false
-	FROM columns INNER JOIN pg_type ON pg_type.oid = atttypid
-	WHERE attstorage <> typstorage
-	UNION ALL
-	SELECT
-		5, attname, format('the compression of %s', column_of),
-		format(
-			${alter} ALTER COLUMN %I SET COMPRESSION %s', ${target},
-			attname, CASE attcompression WHEN 'l' THEN 'lz4' ELSE 'pglz' END
-		),
-		true, false
-	FROM columns
-	WHERE attcompression <> ''
-	UNION ALL
-	SELECT
-		6, index, format('the index %s of %s', index, view),
-		concat_ws(
-			'; ',
-			format('CREATE %sINDEX %I ON %I.%I', uniqueness, index, ${target}) || substr(
-				pg_get_indexdef(indexrelid),
-				length(format('CREATE %sINDEX %I ON public.%I', uniqueness, index, view)) + 1
-			),
-			format('COMMENT ON INDEX %I.%I IS ', '${scratch}', index) || quote_literal(comment)
-		),
-		false, false
-	FROM indexes
-	WHERE NOT is_made AND NOT is_declared
-	UNION ALL
-	SELECT
-		7, index, format('the tablespace of the index %s of %s', index, view),
-		format('ALTER INDEX %I.%I SET TABLESPACE %I', '${scratch}', index, spcname),
-		false, false
-	FROM indexes
-	WHERE spcname IS NOT NULL AND (is_declared OR NOT is_made)
-	UNION ALL
-	SELECT
-		7, index, format('the option %s of the index %s of %s', option, index, view),
-		format(
-			'ALTER INDEX %I.%I SET (%s = %L)', '${scratch}', index,
-			split_part(option, '=', 1), substr(option, strpos(option, '=') + 1)
-		),
-		false, false
-	FROM indexes, unnest(reloptions) AS option
-	WHERE is_declared
-	UNION ALL
-	SELECT
-		7, index, format('the statistics target of column %s of the index %s of %s', attnum, index, view),
-		format(
-			'ALTER INDEX %I.%I ALTER COLUMN %s SET STATISTICS %s', '${scratch}', index,
-			attnum, attstattarget
-		),
-		false, false
-	FROM indexes INNER JOIN pg_attribute ON attrelid = indexrelid
-	WHERE attstattarget >= 0 AND (is_declared OR NOT is_made)
-	UNION ALL
-	SELECT
-		7, index, format('the order of %s by the index %s', view, index),
-		format(${alter} CLUSTER ON %I', ${target}, index),
-		false, false
-	FROM indexes
-	WHERE indisclustered AND (is_declared OR NOT is_made)
-	UNION ALL
-	SELECT
-		8, stxname, format('the statistics %s of %s', stxname, view),
-		concat_ws(
-			'; ',
-			format('CREATE STATISTICS %I.%I', '${scratch}', stxname)
-				|| substr(definition, length(prefix) + 1, length(definition) - length(prefix) - length(suffix))
-				|| format(' FROM %I.%I', ${target}),
-			format('ALTER STATISTICS %I.%I OWNER TO %s', '${scratch}', stxname, stxowner::regrole),
-			CASE
-				WHEN target >= 0
-				THEN format('ALTER STATISTICS %I.%I SET STATISTICS %s', '${scratch}', stxname, target)
-			END,
-			format('COMMENT ON STATISTICS %I.%I IS ', '${scratch}', stxname) || quote_literal(comment)
-		),
-		false, false
-	FROM statistics
-	UNION ALL
-	SELECT
-		9, stxname, format('the statistics %s of %s', stxname, view),
-		format('ALTER STATISTICS %I.%I SET SCHEMA %I', '${scratch}', stxname, nspname),
-		false, true
-	FROM statistics
-	UNION ALL
-	SELECT
-		10, privilege_type,
-		format('%s on %s for %s', privilege_type, concat_ws('.', view, column_name), grantee),
-		format(
-			'GRANT %s%s ON %I.%I TO %s%s',
-			privilege_type, ' (' || quote_ident(column_name) || ')', ${target},
-			grantee, CASE WHEN is_grantable THEN ' WITH GRANT OPTION' END
-		),
-		column_name IS NOT NULL, false
-	FROM grants
-	WHERE is_grantable
-		OR jsonb_build_array(view, grantee, privilege_type, column_name)
-			<> ALL (${array(madeGrants)}::jsonb[])
-) AS found`;
-};
-
-/** Writes down what others have put on views, and how much the first view holds, if that is replaced. */
-export const writeDown = (views: string[], made: Relation[], declared: Relation[]): string[] => [
-  `CREATE SCHEMA "${notes}";`,
-  `CREATE VIEW "${notes}"."found" AS
-${found(views, made, declared)};`,
-  `CREATE TABLE "${notes}"."kept" AS SELECT * FROM "${notes}"."found";`,
-];
-
-/**
- * Stops where somebody has put something on a view since that was written down. To
- * change the owner to what it is takes a lock under which nobody can do that.
- */
-const refuseWhatCameLater = (views: string[]) =>
-  views
-    .flatMap((view) => [
-      `EXECUTE format('ALTER MATERIALIZED VIEW "public".${literal(view).slice(1, -1)} OWNER TO %s', (SELECT relowner::regrole FROM pg_class WHERE oid = 'public.${view}'::regclass));`,
-    ])
-    .concat(
-      `SELECT string_agg(coalesce(object, 'the owner of ' || name), ', ' ORDER BY rank, name, object) INTO later FROM (
-				(TABLE "${notes}"."found" EXCEPT TABLE "${notes}"."kept")
-				UNION ALL (TABLE "${notes}"."kept" EXCEPT TABLE "${notes}"."found")
-			) AS differences;`,
-      `IF later IS NOT NULL THEN
-				RAISE EXCEPTION 'Nothing was migrated, because somebody has changed this meanwhile: %. Migrate again.', later;
-			END IF;`,
-    );
-
-/** Puts on the new views what was written down, or stops and names what cannot be kept. */
-export const putBack = `DO $$
-DECLARE
-	kept record;
-BEGIN
-	FOR kept IN SELECT * FROM "${notes}"."kept" WHERE NOT is_last ORDER BY rank, name, object LOOP
-		BEGIN
-			EXECUTE kept.statement;
-			IF kept.object IS NOT NULL THEN
-				RAISE NOTICE 'Kept %.', kept.object;
-			END IF;
-		EXCEPTION
-			WHEN OTHERS THEN
-				IF NOT (kept.goes_with_column AND SQLSTATE = '42703') THEN
-					RAISE EXCEPTION 'Nothing was migrated, because the new view cannot have %: %. Drop that, migrate, and make it again if it fits the new view.', coalesce(kept.object, 'its owner'), SQLERRM;
-				END IF;
-				RAISE NOTICE 'Gone with its column: %.', kept.object;
-		END;
-	END LOOP;
-END
-$$;`;
-
-/** Drop what was only for the time of the migration. */
-export const dropNotes = [
-  `DROP VIEW "${notes}"."found";`,
-  `DROP TABLE "${notes}"."kept";`,
-  `DROP SCHEMA "${notes}";`,
-];
 
 /** Gives new relations to the role that all others belong to, whoever migrates. */
 export const giveToOwner = (relations: string[]) => `DO $$
@@ -567,17 +278,6 @@ BEGIN
 		EXECUTE format('ALTER TABLE %s OWNER TO %s', relation, (
 			SELECT relowner::regrole FROM pg_class WHERE oid = 'public.view_refreshes'::regclass
 		));
-	END LOOP;
-END
-$$;`;
-
-/** Does what was written down for the time after the exchange. */
-export const putBackLast = `DO $$
-DECLARE
-	kept record;
-BEGIN
-	FOR kept IN SELECT * FROM "${notes}"."kept" WHERE is_last ORDER BY rank, name, object LOOP
-		EXECUTE kept.statement;
 	END LOOP;
 END
 $$;`;

@@ -107,6 +107,41 @@ export const addUserInitial = (tree: ScratchTree): Promise<void> =>
     ],
   );
 
+/** Adds a column to a table. */
+export const addPhone = (tree: ScratchTree): Promise<void> =>
+  tree.edit(
+    'schema/dim_user.ts',
+    [`email: varchar('email'),`, `email: varchar('email'), phone: varchar('phone'),`],
+    [`'E-mail address of the user.',`, `'E-mail address of the user.', phone: 'Telephone.',`],
+  );
+
+/** Drops a column of a table that no view reads. */
+export const dropEmail = (tree: ScratchTree): Promise<void> =>
+  tree.edit(
+    'schema/dim_user.ts',
+    [`      email: varchar('email'),\n`, ''],
+    [/ *email: 'E-mail address of the user\.',\n/, ''],
+  );
+
+/** Has Postgres derive a column from another key, for which it is dropped and added. */
+export const deriveSourceAnew = (tree: ScratchTree): Promise<void> =>
+  tree.edit('schema/fct_membership_purchases.ts', [
+    `detail('membership_source', 'membership_purchase_details', 'source')`,
+    `detail('membership_source', 'membership_purchase_details', 'source2' as 'source')`,
+  ]);
+
+/** Changes the type of a column that the first view reads. */
+export const retypeBranchId = async (tree: ScratchTree): Promise<void> => {
+  await tree.edit('schema/dim_user.ts', [
+    `branchId: identifier('branch_id')`,
+    `branchId: varchar('branch_id', { length: 200 })`,
+  ]);
+  await tree.edit('views/fct_client_conversion_events.ts', [
+    '        dim_user.branch_id,',
+    '        dim_user.branch_id::varchar collate "C" as branch_id,',
+  ]);
+};
+
 /** Adds a table with an identity column, of which readers may read one column. */
 export const addNotes = async (tree: ScratchTree): Promise<void> => {
   await tree.edit('views/view_refreshes.ts', [
