@@ -5,13 +5,12 @@ import { parse } from 'csv-parse';
 import { parse as parseSync } from 'csv-parse/sync';
 import { getTableName, type SQL, sql } from 'drizzle-orm';
 import { getTableConfig, type PgTable } from 'drizzle-orm/pg-core';
-import { pinSearchPath } from './columns.ts';
 import { dimBranch } from './dim_branch.ts';
 import { dimUser } from './dim_user.ts';
 import { fctCreditPackPurchases } from './fct_credit_pack_purchases.ts';
 import { fctMembershipPurchases } from './fct_membership_purchases.ts';
 
-/** One transaction on the database to load into. */
+/** One transaction on the database to load into, with a search_path in which no name means what others have created. */
 export interface LoadTransaction {
   /** Runs a statement and returns its rows. */
   query(statement: SQL): Promise<Record<string, unknown>[]>;
@@ -76,7 +75,6 @@ export async function loadFolder(
   onProgress: (progress: LoadProgress) => void = () => {},
 ): Promise<FileLoad[]> {
   const files = await findFiles(folder);
-  await transaction.query(pinSearchPath);
   // The files' times mean the same in every session: UTC, and year, month, day
   // in that order (so 03/04/2024 is refused, not guessed at).
   await transaction.query(sql`set local time zone 'UTC'`);
@@ -211,9 +209,7 @@ async function checkRules(
     sql`select to_regclass(${`public.${name}`}) is null as missing`,
   );
   if (relation?.missing) {
-    throw new Error(
-      `The database has no ${name}: it has not been migrated. Run "npm run migrate" first.`,
-    );
+    throw new Error(`The database has no ${name}: it has not been migrated. Migrate it first.`);
   }
   const checks = await transaction.query(sql`
     select

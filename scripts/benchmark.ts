@@ -1,42 +1,39 @@
 import { writeFile } from 'node:fs/promises';
 import { constants } from 'node:os';
-import { parseArgs } from 'node:util';
 import postgres from 'postgres';
 import { refreshDefaults } from '../views/index.ts';
 import { type Measurements, measure, type Refresh, steps } from './benchmark/measure.ts';
-import { elapsedLine, run } from './command.ts';
+import { cancelledBySignals, command, runProgram } from './command.ts';
 import { isServerUrl } from './database.ts';
 import { startPostgres } from './postgres_server.ts';
+import { progressOn } from './progress.ts';
+import { setting, type Values } from './settings.ts';
 import { tableOf } from './table.ts';
 
-const usage = `npm run benchmark -- [OPTION …]
-
-Measures the refresh of both views against the obvious form of the same views and
-against the least that it can cost, and what readers pay.
-
-  --users NUMBER               how many users; may be given several times (100000)
-  --purchases-per-user NUMBER  on average (5)
-  --rounds NUMBER              how often to measure, for medians (3)
-  --work-mem SIZE              memory for each sort and hash table of our refresh (${refreshDefaults.workMem})
-  --json FILE                  writes all figures there too
-  --help                       prints this
-
-Runs on a PostgreSQL 16 that it starts itself, or on the server that
-BENCHMARK_DATABASE_URL names, in databases that it creates there and drops again.`;
+const settings = {
+  users: setting('--users <number...>', 'how many users; may be several numbers', {
+    preset: ['100000'],
+  }),
+  purchasesPerUser: setting('--purchases-per-user <number>', 'how many on average', {
+    preset: '5',
+  }),
+  rounds: setting('--rounds <number>', 'how often to measure, for medians', { preset: '3' }),
+  workMem: setting('--work-mem <size>', 'memory for each sort and hash table of our refresh', {
+    preset: refreshDefaults.workMem,
+  }),
+  json: setting<string | undefined>('--json <file>', 'write all figures there, too'),
+};
 
 /** Names the server to work on, if any. */
 const variable = 'BENCHMARK_DATABASE_URL';
 
-let stoppedBy: 'SIGINT' | 'SIGTERM' | undefined;
+const { signal, cancelledBy } = cancelledBySignals();
 const stopped = new Promise<never>((_, reject) => {
-  for (const name of ['SIGINT', 'SIGTERM'] as const) {
-    process.on(name, () => {
-      stoppedBy ??= name;
-      // A connection that the drop of its database cuts may throw where nobody can catch it.
-      process.on('uncaughtException', () => {});
-      reject(new Error(`Stopped by ${name}.`));
-    });
-  }
+  signal.addEventListener('abort', () => {
+    // A connection that the drop of its database cuts may throw where nobody can catch it.
+    process.on('uncaughtException', () => {});
+    reject(signal.reason);
+  });
 });
 stopped.catch(() => {}); // where nothing waits for it yet
 
@@ -48,25 +45,20 @@ const ratio = (one: number, other: number) => (one / other).toFixed(2);
 const megabytes = (bytes: number | null) =>
   bytes === null ? 'not known' : `${Math.round(bytes / 2 ** 20)} MB`;
 
-await run(async () => {
-  const { values } = parseArgs({
-    options: {
-      users: { type: 'string', multiple: true, default: ['100000'] },
-      'purchases-per-user': { type: 'string', default: '5' },
-      rounds: { type: 'string', default: '3' },
-      'work-mem': { type: 'string', default: refreshDefaults.workMem },
-      json: { type: 'string' },
-      help: { type: 'boolean' },
-    },
-  });
-  if (values.help) {
-    console.log(usage);
-    return;
-  }
+const program = command({
+  name: 'benchmark',
+  isOfRepository: true,
+  description:
+    'Measures the refresh of both views against the obvious form of the same views and against the least that it can cost, and what readers pay.',
+  settings,
+  notes: `Runs on a PostgreSQL 16 that it starts itself, or on the server that
+BENCHMARK_DATABASE_URL names, in databases that it creates and drops there.`,
+  example: '--users 100000 1000000',
+}).action(async (values: Values<typeof settings>) => {
   const sizes = values.users
     .map((users) => ({
       users: numberOf('users', users, 1000),
-      purchasesPerUser: numberOf('purchases-per-user', values['purchases-per-user'], 1),
+      purchasesPerUser: numberOf('purchases-per-user', values.purchasesPerUser, 1),
     }))
     .toSorted((one, other) => one.users - other.users);
   const rounds = numberOf('rounds', values.rounds, 1);
@@ -81,18 +73,18 @@ await run(async () => {
   }
   const server = givenUrl ? undefined : await startPostgres();
   const serverUrl = givenUrl || (server?.url('postgres') ?? '');
-  const progress = elapsedLine(process.stderr);
+  const progress = progressOn(process.stderr);
   const results: Measurements[] = [];
   try {
-    const facts = await withClient(serverUrl, (client) => factsOf(client, values['work-mem']));
+    const facts = await withClient(serverUrl, (client) => factsOf(client, values.workMem));
     console.log(
-      `PostgreSQL ${facts.version}, shared_buffers ${facts.sharedBuffers}; work_mem ${values['work-mem']} for ours, ${facts.workMem} for the reference; medians of ${rounds}\n`,
+      `PostgreSQL ${facts.version}, shared_buffers ${facts.sharedBuffers}; work_mem ${values.workMem} for ours, ${facts.workMem} for the reference; medians of ${rounds}\n`,
     );
     for (const size of sizes) {
       const result = await inDatabase(serverUrl, (url) =>
         measure(url, size, {
           rounds,
-          workMem: values['work-mem'],
+          workMem: values.workMem,
           onProgress: (doing) => {
             const line = `${size.users.toLocaleString('en')} users: ${doing}`;
             progress.show(line);
@@ -114,7 +106,10 @@ await run(async () => {
   } finally {
     await server?.remove();
   }
-}, variable);
+});
+
+await runProgram(program, variable);
+const stoppedBy = cancelledBy();
 if (stoppedBy) {
   process.exit(128 + constants.signals[stoppedBy]);
 }

@@ -1,106 +1,332 @@
-import { DrizzleQueryError } from 'drizzle-orm';
+import { readFileSync } from 'node:fs';
+import { constants } from 'node:os';
+import { Command, CommanderError } from 'commander';
+import packageJson from 'lead-conversions/package.json' with { type: 'json' };
+import pRetry from 'p-retry';
+import { type Database, openDatabase } from './database.ts';
+import { explain, isTransient } from './failure.ts';
+import { type Progress, progressOn } from './progress.ts';
+import { type Setting, shared, type Values } from './settings.ts';
 
-/** Takes a terminal back to the start of its line, which is empty then. */
-export const renewLine = '\r\x1b[K';
+export const programName = 'lead-conversions';
 
-/** Tells a terminal every second what is being done, and for how long. A log is told nothing. */
-export function elapsedLine(stream: Pick<NodeJS.WriteStream, 'isTTY' | 'write'>) {
-  let timer: NodeJS.Timeout | undefined;
-  const end = () => {
-    if (timer) {
-      clearInterval(timer);
-      stream.write(renewLine);
-      timer = undefined;
-    }
-  };
-  const show = (doing: string) => {
-    end();
-    if (stream.isTTY) {
-      let seconds = 0;
-      timer = setInterval(() => {
-        seconds += 1;
-        stream.write(`${renewLine}${doing}, ${seconds} s`);
-      }, 1000);
-    }
-  };
-  return { show, end };
+type Settings = Record<string, Setting<unknown>>;
+
+/** How a command is called, and what --help says of it. */
+interface Usage<Own extends Settings> {
+  name: string;
+  /** What it does, in sentences, and in the few words of the list of commands. */
+  description: string;
+  summary?: string;
+  /** What it works on, such as `<folder>`, with what --help says of it. */
+  argument?: [name: string, description: string];
+  settings: Own;
+  /** More paragraphs for --help, in lines of at most 80 characters. */
+  notes?: string;
+  /** The arguments of a call that --help shows. */
+  example?: string;
+  /** Whether it is a script of this repository, and not in the package. */
+  isOfRepository?: boolean;
+}
+
+/** Makes a command. Whoever calls it wrongly is told so in a sentence, with exit code 1. */
+export function command<Own extends Settings>(usage: Usage<Own>): Command {
+  const { name, description, summary = '', argument, settings, notes, example } = usage;
+  const call =
+    usage.isOfRepository || process.env.npm_lifecycle_event === name
+      ? `npm run ${name} --`
+      : ['npx lead-conversions', name].filter((word) => word !== programName).join(' ');
+  const made = new Command(name)
+    .description(description)
+    .summary(summary)
+    .version(packageJson.version, '--version', 'print the version')
+    .helpOption('-h, --help', 'print this')
+    .configureHelp({ commandUsage: (made) => `${call} ${made.usage()}` })
+    .configureOutput({
+      getOutHelpWidth: () => 80,
+      getErrHelpWidth: () => 80,
+      outputError: (text, write) => write(`${sentence(text)}\n`),
+    })
+    .exitOverride();
+  if (argument) {
+    made.argument(...argument);
+  }
+  for (const option of Object.values(settings)) {
+    made.addOption(option);
+  }
+  const after = [notes, example && `Example:\n  ${call} ${example}`].filter(Boolean).join('\n\n');
+  return made.addHelpText('after', after && `\n${after}`);
+}
+
+/** What commander says of a wrong call, as a sentence in one line. */
+function sentence(text: string): string {
+  const [, start = '', rest = ''] = /^error: (.)(.*)/s.exec(text.trim()) ?? [];
+  const [said = '', advice] = rest.split('\n');
+  const did = advice ? ` ${advice.replace(/^\((.*)\)$/, '$1')}` : '';
+  return `${start.toUpperCase()}${said.replace(/\.$/, '')}.${did}`;
 }
 
 /**
- * Runs a script's work. What goes wrong ends on stderr in a sentence, with exit
- * code 1. That nobody reads its output any more is not something that goes wrong.
- * The variable is the one that names the database.
+ * Does what the arguments of the process say. What goes wrong ends on stderr in a
+ * sentence, with exit code 1. That nobody reads the output any more is not something
+ * that goes wrong. The variable is the one that names the database.
  */
-export async function run(work: () => Promise<void>, variable?: string): Promise<void> {
-  process.stdout.on('error', () => {});
+export async function runProgram(program: Command, variable?: string): Promise<void> {
+  process.stdout.on('error', (error: NodeJS.ErrnoException) => {
+    if (error.code !== 'EPIPE') {
+      console.error(`Warning: the output cannot be written: ${error.message}.`);
+    }
+  });
   process.stderr.on('error', () => {});
   try {
-    await work();
+    await program.parseAsync();
   } catch (error) {
+    if (error instanceof CommanderError) {
+      process.exitCode = error.exitCode; // it has been said what is wrong
+      return;
+    }
     console.error(explain(error, variable));
     process.exitCode = 1;
   }
 }
 
-/** What a driver, Node.js or Postgres has thrown. */
-type Reason = Error & Partial<Record<'code' | 'syscall' | 'detail' | 'hint', string>>;
-
-export function reasonOf(error: unknown): Reason {
-  // Drizzle puts what the database said behind the statement that failed.
-  const reason = error instanceof DrizzleQueryError ? error.cause : error;
-  if (reason instanceof AggregateError) {
-    // A host of several addresses (localhost is ::1 and 127.0.0.1), none of which answers.
-    const messages = reason.errors.map(({ message }) => message);
-    return Object.assign(new Error(messages.join(', ')), { syscall: 'connect' });
-  }
-  return reason as Reason;
+/** How a command that works on a database has ended. */
+interface Ending {
+  outcome: string;
+  /** Why it was skipped or has failed, in sentences; null if it has not. */
+  reason: string | null;
 }
 
-/** What went wrong and what to do, for people. */
-export function explain(error: unknown, variable = 'DATABASE_URL'): string {
-  const reason = reasonOf(error);
-  if (!(reason instanceof Error)) {
-    return String(reason);
-  }
-  const { code, message, detail, hint } = reason;
-  if (code === undefined && reason.constructor !== Error) {
-    return String(reason.stack); // a TypeError and its like: a bug, not a mistake
-  }
-  if (isUnreachable(reason)) {
-    return `The database cannot be reached: ${message}. Check that its server is running and that ${variable} names it.`;
-  }
-  if (isCut(reason)) {
-    return `The connection to the database was lost (${message}). Run this again once its server is back.`;
-  }
-  if (code === '3D000' || code?.startsWith('28')) {
-    return `The database cannot be opened: ${message}. Check ${variable}.`;
-  }
-  // On what depends on what is dropped, Postgres advises to drop that as well (CASCADE).
-  const advice = code === '2BP01' ? undefined : hint;
-  return [message, detail, advice].filter(Boolean).join('\n');
+/** By outcome; 0 for all others. 75 is EX_TEMPFAIL of sysexits.h: nothing is wrong, try again later. */
+const exitCodeOf: Record<string, number> = { failed: 1, skipped: 75 };
+
+/** What --json prints, always with the same keys. */
+type Output<Facts> = Ending &
+  Facts & {
+    /** What went wrong once the work was done, in sentences. */
+    warnings: string[];
+    /** How long all attempts took, and the waiting between them. */
+    durationMs: number;
+    /** Why attempts failed that were followed by another one, in sentences. */
+    retries: string[];
+  };
+
+/** What the work of a command is given. */
+export interface Work<Own extends Settings, Facts> {
+  database: Database;
+  /** The values of the settings. */
+  settings: Values<Own>;
+  /** What the command works on. */
+  argument: string;
+  /** What --json prints of the work, to be filled in. */
+  facts: Facts;
+  /** Aborted by SIGINT and SIGTERM. */
+  signal: AbortSignal;
+  progress: Progress;
+  /** Prints a line, unless --json is given. */
+  say(line: string): void;
+  /** Prints what went wrong once the work was done, and has --json print it. */
+  warn(sentence: string): void;
+}
+
+interface DatabaseUsage<Own extends Settings, Facts> extends Usage<Own> {
+  /** What --json prints of no work at all. */
+  nothing: () => Facts;
+  /** What is so once the work has failed, as a sentence. */
+  afterwards: string;
+  /** What its exit codes mean, beside those that all commands have. */
+  exitCodes: Record<number, string>;
+  /** Whether an embedded database may be new, and is created then. */
+  isNew?: boolean;
+  /** Told what the server notes meanwhile. */
+  onNotice?: (notice: string, facts: Facts) => void;
+  work(work: Work<Own, Facts>): Promise<Ending>;
 }
 
 /**
- * Whether the same work may succeed in a moment: the server or the way to it was
- * interrupted, the server is full, or Postgres has ended the transaction in
- * favour of another, or because a lock was not to be had. https://www.postgresql.org/docs/16/errcodes-appendix.html
+ * Makes a command that works on the database that DATABASE_URL names. What may succeed
+ * in a moment is tried again; SIGINT and SIGTERM cancel the work, on the server too.
  */
-export function isTransient(error: unknown): boolean {
-  const reason = reasonOf(error);
-  return (
-    (isUnreachable(reason) && reason.code !== 'ENOTFOUND') ||
-    isCut(reason) ||
-    /^(08...|40001|40P01|53300|55P03|57P0[123])$/.test(codeOf(reason))
+export function databaseCommand<Own extends Settings, Facts extends object>(
+  usage: DatabaseUsage<Own, Facts>,
+): Command {
+  const { nothing, argument, afterwards } = usage;
+  const exitCodes = {
+    1: `failed. ${afterwards}`,
+    130: 'cancelled by SIGINT',
+    143: 'cancelled by SIGTERM',
+    ...usage.exitCodes,
+  };
+  const listed = Object.entries(exitCodes).map(
+    ([code, meaning]) => `  ${code.padEnd(3)}  ${meaning}`,
   );
+  const notes = [usage.notes, `Exit codes:\n${listed.join('\n')}`].filter(Boolean).join('\n\n');
+  const print = (output: Output<Facts>) => console.log(JSON.stringify(output));
+  return command({ ...usage, notes, settings: { ...usage.settings, ...shared } })
+    .exitOverride((error) => {
+      if (error.exitCode !== 0 && process.argv.includes('--json')) {
+        const reason = sentence(error.message);
+        print({
+          ...{ outcome: 'failed', reason, ...nothing() },
+          ...{ warnings: [], durationMs: 0, retries: [] },
+        });
+      }
+      throw error;
+    })
+    .action(async (...given: unknown[]) => {
+      const settings = given.at(argument ? 1 : 0) as Values<Own> & Values<typeof shared>;
+      const { output, exitCode } = await perform(usage, settings, String(given[0]));
+      if (settings.json) {
+        print(output);
+      }
+      if (exitCode > 128) {
+        process.exit(exitCode); // the server may not have answered
+      }
+      process.exitCode = exitCode;
+    });
 }
 
-/** The code of what Postgres has said, also where that was put in other words. */
-export const codeOf = ({ code, cause }: Reason): string =>
-  code ?? (cause as Reason | undefined)?.code ?? '';
+/** How long cancelled work has to roll back before the process ends anyway. */
+const graceMs = 5000;
 
-const isUnreachable = ({ syscall, code }: Reason) =>
-  syscall === 'connect' || syscall === 'getaddrinfo' || code === 'CONNECT_TIMEOUT';
+/** The first retry comes after a second, each further one after twice that, up to this. */
+const maxTimeout = 30_000;
 
-/** Whether a connection ended before its work did. */
-export const isCut = ({ code = '' }: Reason): boolean =>
-  ['CONNECTION_CLOSED', 'ECONNRESET', 'EPIPE', 'ETIMEDOUT'].includes(code);
+/** Does the work, says how it went, and returns what --json prints of it. */
+async function perform<Own extends Settings, Facts extends object>(
+  { nothing, afterwards, isNew, onNotice, work }: DatabaseUsage<Own, Facts>,
+  settings: Values<Own> & Values<typeof shared>,
+  argument: string,
+): Promise<{ output: Output<Facts>; exitCode: number }> {
+  const started = performance.now();
+  const facts = nothing();
+  const warnings: string[] = [];
+  const retries: string[] = [];
+  const { signal, cancelledBy } = cancelledBySignals();
+  const progress = progressOn(process.stderr);
+  let ending: Ending | undefined;
+
+  const attempt = async (number: number): Promise<Ending> => {
+    ending = undefined;
+    const database = await openDatabase(process.env.DATABASE_URL, {
+      isNew,
+      onNotice: (notice) => {
+        progress.end();
+        onNotice?.(notice, facts);
+      },
+    });
+    try {
+      ending = await work({
+        ...{ database, settings, argument, facts, signal, progress },
+        say: (line) => {
+          progress.end();
+          if (!settings.json) {
+            console.log(line);
+          }
+        },
+        warn: (text) => {
+          progress.end();
+          warnings.push(text);
+          console.error(`Warning: ${text}`);
+        },
+      });
+    } finally {
+      progress.end();
+      await database.close();
+    }
+    if (ending.outcome === 'skipped' && number > 1) {
+      // Perhaps by what the attempt before has left on the server, for a moment.
+      throw new Error(`Skipped: ${ending.reason}.`);
+    }
+    return ending;
+  };
+
+  const attempts = async (): Promise<Ending> => {
+    if (!/^\d{1,4}$/.test(settings.retries)) {
+      throw new Error(`--retries is a number of times, not ${JSON.stringify(settings.retries)}.`);
+    }
+    const allowed = Number(settings.retries);
+    return await pRetry(attempt, {
+      retries: allowed,
+      maxTimeout,
+      signal,
+      shouldRetry: ({ error, attemptNumber }) => {
+        if (signal.aborted || !(ending?.outcome === 'skipped' || isTransient(error))) {
+          return false;
+        }
+        const seconds = Math.min(2 ** (attemptNumber - 1), maxTimeout / 1000);
+        retries.push(explain(error));
+        console.error(explain(error));
+        console.error(`Trying again in ${seconds} s (${attemptNumber} of ${allowed}).`);
+        return true;
+      },
+    });
+  };
+
+  const overdue = new Promise<never>((_, reject) => {
+    const error = new Error('Cancelled, but the server did not answer in time.');
+    signal.addEventListener('abort', () => setTimeout(reject, graceMs, error));
+  });
+
+  const { outcome, reason } = await Promise.race([attempts(), overdue]).catch(
+    (error) =>
+      ending ?? {
+        outcome: 'failed',
+        reason:
+          error === signal.reason ? `Cancelled by ${cancelledBy()}. ${afterwards}` : explain(error),
+      },
+  );
+  progress.end();
+  if (reason !== null) {
+    console.error(outcome === 'skipped' ? `skipped: ${reason}` : reason);
+  }
+  const durationMs = Math.round(performance.now() - started);
+  const name = cancelledBy();
+  return {
+    output: { outcome, reason, ...facts, warnings, durationMs, retries },
+    exitCode: name ? 128 + constants.signals[name] : (exitCodeOf[outcome] ?? 0),
+  };
+}
+
+/**
+ * What SIGINT and SIGTERM abort, in place of ending the process, and which of them it
+ * was. That npm or npx has ended, which runs this process, counts as SIGTERM: npx does
+ * not pass that on, and nobody would see the outcome any more.
+ */
+export function cancelledBySignals(): {
+  signal: AbortSignal;
+  cancelledBy: () => 'SIGINT' | 'SIGTERM' | undefined;
+} {
+  const cancellation = new AbortController();
+  let name: 'SIGINT' | 'SIGTERM' | undefined;
+  // Often twice: from the terminal or the service manager, and from npm.
+  const stop = (by: NodeJS.Signals) => {
+    name ??= by === 'SIGINT' ? by : 'SIGTERM';
+    cancellation.abort(new Error(`cancelled by ${name}`));
+  };
+  process.on('SIGINT', stop).on('SIGTERM', stop);
+  const atStart = ancestorsUpToNpm();
+  if (atStart.length > 0) {
+    const look = () => `${ancestorsUpToNpm()}` === `${atStart}` || stop('SIGTERM');
+    setInterval(look, 1000).unref();
+  }
+  return { signal: cancellation.signal, cancelledBy: () => name };
+}
+
+/** The processes from the parent of this one up to npm or npx, if that runs it; on Linux alone. */
+function ancestorsUpToNpm(): number[] {
+  const ancestors: number[] = [];
+  const read = (pid: number, file: string) => readFileSync(`/proc/${pid}/${file}`, 'latin1');
+  try {
+    for (let pid = process.ppid; pid > 1; ) {
+      ancestors.push(pid);
+      if (read(pid, 'cmdline').startsWith('npm ')) {
+        return ancestors;
+      }
+      pid = Number(/.*\) \S (\d+)/s.exec(read(pid, 'stat'))?.[1]);
+    }
+  } catch {
+    // One has just ended, or this is no Linux.
+  }
+  return [];
+}

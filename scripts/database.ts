@@ -1,43 +1,29 @@
 import { createReadStream, existsSync, openAsBlob } from 'node:fs';
 import { join } from 'node:path';
 import { pipeline } from 'node:stream/promises';
-import { fileURLToPath } from 'node:url';
 import type { Transaction as PGliteTransaction } from '@electric-sql/pglite';
 import { type SQL, sql } from 'drizzle-orm';
 import { type PgDatabase, PgDialect, type PgQueryResultHKT } from 'drizzle-orm/pg-core';
 import type { PgliteDatabase } from 'drizzle-orm/pglite';
 import { drizzle as drizzlePostgres } from 'drizzle-orm/postgres-js';
 import postgres from 'postgres';
+import { pinSearchPath } from '../schema/columns.ts';
 import type { LoadTransaction } from '../schema/load.ts';
-import { isCut } from './command.ts';
-
-/** The table of the schema drizzle that says what has been migrated, apart from that of other apps. */
-export const migrationsTable = 'lead_conversions_migrations';
-
-/** What Drizzle's migrator has to know, as drizzle.config.ts tells it to drizzle-kit. */
-export const migrations = {
-  migrationsFolder: fileURLToPath(new URL('../schema/migrations', import.meta.url)),
-  migrationsTable,
-};
+import { cancellable, cancelTransaction, nameOfOwn, once, pinned } from '../views/session.ts';
+import { isCut } from './failure.ts';
 
 /** The database that a script works on. */
 export interface Database {
   db: PgDatabase<PgQueryResultHKT>;
-  /** Runs the work in one transaction, rolled back if it throws. */
-  transaction<Result>(work: (transaction: LoadTransaction) => Promise<Result>): Promise<Result>;
+  /**
+   * Runs the work in one transaction, rolled back if it throws or the signal is aborted.
+   * Throws the signal's reason then.
+   */
+  transaction<Result>(
+    work: (transaction: LoadTransaction) => Promise<Result>,
+    signal?: AbortSignal,
+  ): Promise<Result>;
   close(): Promise<void>;
-}
-
-/** Does work on the database that DATABASE_URL names, and closes it. */
-export async function withDatabase<Result>(
-  work: (database: Database) => Promise<Result>,
-): Promise<Result> {
-  const database = await openDatabase();
-  try {
-    return await work(database);
-  } finally {
-    await database.close();
-  }
 }
 
 interface OpenOptions {
@@ -67,7 +53,7 @@ export async function openDatabase(
   if (url.startsWith('pglite:')) {
     const folder = url.slice('pglite:'.length);
     if (!isNew && !existsSync(join(folder, 'PG_VERSION'))) {
-      throw new Error(`There is no database in ${folder}. Make one with "npm run migrate".`);
+      throw new Error(`There is no database in ${folder}. Migrate first, which creates it.`);
     }
     return openPglite(folder);
   }
@@ -96,10 +82,29 @@ function openServer(url: string, onNotice: (message: string) => void): Database 
   const begin = client.begin.bind(client);
   client.begin = ((work: (session: postgres.TransactionSql) => Promise<unknown>) =>
     begin((session) => unlessCut(work(session)))) as typeof client.begin;
+  const db = drizzlePostgres(client);
   return {
-    db: drizzlePostgres(client),
-    transaction: <Result>(work: (transaction: LoadTransaction) => Promise<Result>) =>
-      client.begin((session) => work(serverTransaction(session))) as Promise<Result>,
+    db,
+    transaction: (work, signal) => {
+      let name = '';
+      return cancellable(
+        () =>
+          client.begin(async (session) => {
+            const transaction = serverTransaction(session);
+            await transaction.query(pinSearchPath);
+            const [own] = await transaction.query(sql`select ${nameOfOwn} as name`);
+            name = String(own?.name);
+            const result = await work(transaction);
+            signal?.throwIfAborted();
+            return result;
+          }) as ReturnType<typeof work>,
+        () =>
+          pinned(db, '10s', (other) =>
+            other.select({ cancelled: cancelTransaction(name) }).from(once),
+          ),
+        signal,
+      );
+    },
     close: () => client.end({ timeout: 1 }),
   };
 }
@@ -149,8 +154,8 @@ function serverTransaction(session: postgres.TransactionSql): LoadTransaction {
 /**
  * Opens the embedded database in a folder, or a new one in memory.
  *
- * Throws an Error that says what to do where PGlite, a development dependency,
- * is not installed.
+ * Throws an Error that says what to do where PGlite, an optional peer dependency, is
+ * not installed.
  */
 export async function openPglite(
   folder?: string,
@@ -160,14 +165,21 @@ export async function openPglite(
     import('drizzle-orm/pglite'),
   ]).catch((error) => {
     throw new Error(
-      'A pglite: database needs the package @electric-sql/pglite, which is not installed.',
+      'A pglite: database needs PGlite, which is not installed. Install it with "npm install @electric-sql/pglite@0.5".',
       { cause: error },
     );
   });
   const client = await PGlite.create(folder);
   return {
     db: drizzle(client),
-    transaction: (work) => client.transaction((session) => work(pgliteTransaction(session))),
+    transaction: (work, signal) =>
+      client.transaction(async (session) => {
+        const transaction = pgliteTransaction(session);
+        await transaction.query(pinSearchPath);
+        const result = await work(transaction);
+        signal?.throwIfAborted();
+        return result;
+      }),
     close: () => client.close(),
   };
 }

@@ -1,9 +1,10 @@
 import { fileURLToPath } from 'node:url';
 import { migrate } from 'drizzle-orm/pglite/migrator';
 import { loadFolder } from '../schema/load.ts';
+import { migrations } from '../schema/migrations.ts';
 import { refreshViews } from '../views/index.ts';
-import { run } from './command.ts';
-import { migrations, openPglite } from './database.ts';
+import { command, runProgram } from './command.ts';
+import { openPglite } from './database.ts';
 import { tableOf } from './table.ts';
 
 const inProject = (path: string) => fileURLToPath(new URL(`../${path}`, import.meta.url));
@@ -69,7 +70,13 @@ group by client_conversion_event_filter
 order by client_conversion_event_filter`,
 };
 
-await run(async () => {
+const program = command({
+  name: 'demo',
+  isOfRepository: true,
+  description:
+    'Loads the sample data into an embedded database, and shows what the two views make of it. Needs no database.',
+  settings: {},
+}).action(async () => {
   const database = await openPglite();
   const { db } = database;
   await migrate(db, migrations);
@@ -89,3 +96,5 @@ await run(async () => {
   }
   await database.close();
 });
+
+await runProgram(program);

@@ -1,68 +1,54 @@
-import { parseArgs } from 'node:util';
 import { percentOf, refreshDefaults } from '../views/refresh.ts';
-import { elapsedLine, run } from './command.ts';
-import { openDatabase } from './database.ts';
+import { databaseCommand } from './command.ts';
 import { migrateDatabase } from './migrations.ts';
+import { setting } from './settings.ts';
 
-const defaults = { 'lock-timeout': '10min', 'max-loss': refreshDefaults.maxLoss };
-
-const usage = `npm run migrate -- [OPTION …]
-
-Brings the database that DATABASE_URL names to the schema of this version. Any
-number of deploys may start it at once: they take turns, and one migrates.
-
-  --lock-timeout DURATION  how long to wait for another deploy (${defaults['lock-timeout']})
-  --max-loss PERCENT       how many of the users, and of the clients, a changed
-                           view may lose (${defaults['max-loss']})
-  --help                   prints this
-
-Durations are in Postgres' notation: 30s, 5min. The environment variables of the
-refresh do not count here.
-
-Exit codes: 0 migrated, or nothing to migrate; 1 failed, and then the migration
-that failed has changed nothing.`;
-
-await run(async () => {
-  const { values } = parseArgs({
-    options: {
-      'lock-timeout': { type: 'string' },
-      'max-loss': { type: 'string' },
-      help: { type: 'boolean', short: 'h' },
-    },
-  });
-  if (values.help) {
-    console.log(usage);
-    return;
-  }
-  const settings = {
-    lockTimeout: values['lock-timeout'] ?? defaults['lock-timeout'],
-    maxLoss: values['max-loss'] ?? defaults['max-loss'],
-  };
-  percentOf(settings.maxLoss);
-  const progress = elapsedLine(process.stdout);
-  const database = await openDatabase(process.env.DATABASE_URL, {
-    onNotice: (notice) => {
-      progress.end();
-      console.error(notice);
-    },
-    isNew: true,
-  });
-  try {
+export const migrate = databaseCommand({
+  name: 'migrate',
+  description:
+    'Brings the database that DATABASE_URL names to the schema of this version. Any number of deploys may start it at once: they take turns, and one migrates.',
+  summary: 'brings the database to the schema of this version',
+  // Not by environment variables: those of the nightly refresh would hold for a deploy.
+  settings: {
+    lockTimeout: setting('--lock-timeout <duration>', 'how long to wait for another deploy', {
+      preset: '10min',
+    }),
+    maxLoss: setting(
+      '--max-loss <percent>',
+      'the share of users, and of clients, that a changed view may lose',
+      { preset: refreshDefaults.maxLoss },
+    ),
+  },
+  notes: `Durations are in Postgres' notation: 30s, 5min.`,
+  exitCodes: { 0: 'migrated, or there was nothing to migrate' },
+  example: '--lock-timeout 30min',
+  nothing: () => ({
+    migrations: [] as { migration: string; durationMs: number }[],
+    notices: [] as string[],
+  }),
+  afterwards: 'The migration that was running has changed nothing.',
+  isNew: true,
+  onNotice: (notice, { notices }) => {
+    notices.push(notice);
+    console.error(notice);
+  },
+  work: async ({ database, settings, facts, signal, progress, say }) => {
+    percentOf(settings.maxLoss);
     const { applied, isLater } = await migrateDatabase(database.db, {
       ...settings,
+      signal,
       onProgress: progress.show,
       onApplied: ({ tag, durationMs }) => {
-        progress.end();
-        console.log(`${tag}: migrated, ${Math.round(durationMs)} ms`);
+        const rounded = Math.round(durationMs);
+        facts.migrations.push({ migration: tag, durationMs: rounded });
+        say(`${tag}: migrated, ${rounded} ms`);
       },
     });
     if (applied === 0) {
-      console.log(
+      say(
         `Nothing to migrate: the database is ${isLater ? 'at a later version than this one' : 'up to date'}.`,
       );
     }
-  } finally {
-    progress.end();
-    await database.close();
-  }
+    return { outcome: 'migrated', reason: null };
+  },
 });

@@ -2,15 +2,15 @@ import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { sql } from 'drizzle-orm';
 import { readMigrationFiles } from 'drizzle-orm/migrator';
-import type { PgTransactionConfig } from 'drizzle-orm/pg-core';
+import { migrations } from '../schema/migrations.ts';
 import {
   INSUFFICIENT_PRIVILEGE,
   LOCK_NOT_AVAILABLE,
   pinned,
+  readCommitted,
   type Session,
 } from '../views/session.ts';
-import { codeOf, explain, reasonOf } from './command.ts';
-import { migrations } from './database.ts';
+import { codeOf, explain, reasonOf } from './failure.ts';
 import {
   holdersOfRecords,
   lockRecords,
@@ -38,15 +38,11 @@ interface Settings {
   maxLoss: string;
   /** Told what is being done. */
   onProgress?: (doing: string) => void;
+  /** Cancels the migration that is running, which then changes nothing. */
+  signal?: AbortSignal;
   /** Told when a migration has been committed. */
   onApplied?: (migration: { tag: string; durationMs: number }) => void;
 }
-
-/** What others have committed is to be seen once a lock is there, whatever the defaults of the database. */
-const readCommitted: PgTransactionConfig = {
-  isolationLevel: 'read committed',
-  accessMode: 'read write',
-};
 
 /**
  * Applies the migrations that a database does not have, each in a transaction of
@@ -55,7 +51,8 @@ const readCommitted: PgTransactionConfig = {
  * database has later ones than this version knows.
  *
  * Throws an Error that names a migration that fails, one that was changed after
- * it was applied, one that would be skipped, and who keeps the lock for too long.
+ * it was applied, one that would be skipped, and who keeps the lock for too long; and the
+ * signal's reason.
  */
 export async function migrateDatabase(
   db: Session,
@@ -63,7 +60,7 @@ export async function migrateDatabase(
 ): Promise<{ applied: number; isLater: boolean }> {
   const files = readMigrations();
   try {
-    await createRecords(db, settings.lockTimeout);
+    await createRecords(db, settings);
     for (let applied = 0; ; applied += 1) {
       const started = performance.now();
       const tag = await migrateNext(db, files, settings);
@@ -103,7 +100,10 @@ function isAlreadyThere(error: unknown): boolean {
 }
 
 /** Creates the table in which Drizzle records migrations, as Drizzle does, if it is not there. */
-export async function createRecords(db: Session, lockTimeout: string): Promise<void> {
+export async function createRecords(
+  db: Session,
+  { lockTimeout, signal }: Pick<Settings, 'lockTimeout' | 'signal'>,
+): Promise<void> {
   for (let attempt = 1; ; attempt += 1) {
     try {
       await pinned(
@@ -128,6 +128,7 @@ export async function createRecords(db: Session, lockTimeout: string): Promise<v
           await tx.execute(sql.raw(revokeAll([records], 'drizzle')));
         },
         readCommitted,
+        signal,
       );
       return;
     } catch (error) {
@@ -142,7 +143,7 @@ export async function createRecords(db: Session, lockTimeout: string): Promise<v
 async function migrateNext(
   db: Session,
   files: Migration[],
-  { lockTimeout, maxLoss, onProgress }: Settings,
+  { lockTimeout, maxLoss, onProgress, signal }: Settings,
 ): Promise<string | undefined> {
   if (!firstPending(files, await readRecords(db))) {
     return undefined; // without the lock, so that this waits for nobody
@@ -180,7 +181,7 @@ async function migrateNext(
     );
     return pending.tag;
   };
-  return await pinned(db, '0', work, readCommitted);
+  return await pinned(db, '0', work, readCommitted, signal);
 }
 
 /** Sets something for the transaction alone. */

@@ -5,10 +5,10 @@ import { drizzle } from 'drizzle-orm/postgres-js';
 import { migrate } from 'drizzle-orm/postgres-js/migrator';
 import postgres from 'postgres';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { migrations } from '../scripts/database.ts';
-import { run } from './support/commands.ts';
+import { migrations } from '../schema/migrations.ts';
+import { run, start } from './support/commands.ts';
 import { useUnmigratedDatabase } from './support/database.ts';
-import { sessionThatRuns } from './support/sessions.ts';
+import { sessionsEnded, sessionThatRuns } from './support/sessions.ts';
 
 const unmigrated = useUnmigratedDatabase();
 
@@ -157,7 +157,7 @@ describe('the nightly job', () => {
     const says = (relation: string) => ({
       code: 1,
       stdout: '',
-      stderr: `The database has no ${relation}: it has not been migrated. Run "npm run migrate" first.\n`,
+      stderr: `The database has no ${relation}: it has not been migrated. Migrate it first.\n`,
     });
     expect(await run(unmigrated.url, 'npm run refresh')).toEqual(
       says('fct_client_conversion_events'),
@@ -221,7 +221,8 @@ describe('npm run load', () => {
     expect(await session`select from dim_branch`).toHaveLength(3);
   });
 
-  test('ends, and leaves the tables as they were, when its connection is cut', async () => {
+  /** Enough users for a load to be met at work. */
+  const writeUsers = async () => {
     const file = await open(join(folder, 'dim_user.csv'), 'w');
     await file.write('user_id,branch_id,name,email,created_at\n');
     for (let chunk = 0; chunk < 100; chunk += 1) {
@@ -229,7 +230,11 @@ describe('npm run load', () => {
       await file.write(Array.from({ length: 5000 }, row).join(''));
     }
     await file.close();
-    const load = run(unmigrated.url, 'npm run load', [folder]);
+  };
+
+  test('ends, and leaves the tables as they were, when its connection is cut', async () => {
+    await writeUsers();
+    const load = run(unmigrated.url, 'npm run load', [folder, '--retries', '0']);
     await session`select pg_terminate_backend(${await sessionThatRuns(session, 'copy%')})`;
     expect(await load).toEqual({
       code: 1,
@@ -239,6 +244,66 @@ describe('npm run load', () => {
       ),
     });
     expect(await session`select from dim_user`).toHaveLength(0);
+  });
+
+  test('is tried again when its connection is cut, and says so', async () => {
+    await writeUsers();
+    const load = run(unmigrated.url, 'npm run load', [folder, '--json']);
+    await session`select pg_terminate_backend(${await sessionThatRuns(session, 'copy%')})`;
+    const { code, stdout, stderr } = await load;
+    expect(code).toBe(0);
+    expect(JSON.parse(stdout)).toEqual({
+      outcome: 'loaded',
+      reason: null,
+      files: [{ file: 'dim_user.csv', rows: 500_000, inserted: 500_000, updated: 0 }],
+      warnings: [],
+      durationMs: expect.any(Number),
+      retries: [expect.stringMatching(/^The connection to the database was lost /)],
+    });
+    expect(stderr).toContain('Trying again in 1 s (1 of 5).\n');
+  });
+
+  test.each([
+    ['SIGINT', 130, 'copy%'],
+    ['SIGTERM', 143, 'insert%'],
+  ] as const)(
+    'is cancelled on the server too by %s, and has loaded nothing',
+    async (signal, code, statement) => {
+      await writeUsers();
+      await session.begin(async (locked) => {
+        if (statement === 'insert%') {
+          await locked`lock table dim_user in share mode`;
+        }
+        const { process, result } = start(unmigrated.url, 'npm run load', [folder, '--json']);
+        await sessionThatRuns(session, `%${statement}`);
+        process.kill(signal);
+        const { stdout, ...rest } = await result;
+        const reason = `Cancelled by ${signal}. The tables are as they were.`;
+        expect(rest).toEqual({ code, stderr: `${reason}\n` });
+        expect(JSON.parse(stdout)).toMatchObject({ outcome: 'failed', reason, files: [] });
+        await sessionsEnded(session);
+      });
+      expect(await session`select from dim_user`).toHaveLength(0);
+    },
+  );
+
+  test('that is cancelled while it vacuums has loaded, and says what is left', async () => {
+    const [{ name } = { name: '' }] = await session<{ name: string }[]>`
+      select current_database() as name`;
+    // Makes a vacuum slow enough to be met at work.
+    await session`alter database ${session(name)} set vacuum_cost_delay = '100ms'`;
+    await session`alter database ${session(name)} set vacuum_cost_limit = 1`;
+    const { process, result } = start(unmigrated.url, 'npm run load', ['test/sample', '--json']);
+    await sessionThatRuns(session, 'vacuum%');
+    process.kill('SIGTERM');
+    const { code, stdout } = await result;
+    expect(code).toBe(143);
+    const { outcome, files, warnings } = JSON.parse(stdout);
+    expect({ outcome, files: files.length }).toEqual({ outcome: 'loaded', files: 4 });
+    expect(warnings.at(-1)).toBe(
+      'fct_membership_purchases was loaded, but not vacuumed: cancelled by SIGTERM.',
+    );
+    await sessionsEnded(session);
   });
 
   test('ends with a sentence when the statement timeout of the server strikes', async () => {
@@ -308,7 +373,7 @@ describe('DATABASE_URL', () => {
       expect(await run(`pglite:${folder}`, 'npm run refresh')).toEqual({
         code: 1,
         stdout: '',
-        stderr: `There is no database in ${folder}. Make one with "npm run migrate".\n`,
+        stderr: `There is no database in ${folder}. Migrate first, which creates it.\n`,
       });
       expect(await readdir(folder)).toEqual([]);
     } finally {
@@ -318,17 +383,27 @@ describe('DATABASE_URL', () => {
 });
 
 describe('arguments', () => {
-  test('that are unknown are named', async () => {
-    const { code, stderr } = await run(unmigrated.url, 'npm run refresh', ['--jason']);
-    expect(code).toBe(1);
-    expect(stderr).toMatch(/^Unknown option '--jason'[^\n]*\n$/);
-  });
-
-  test.each([[[]], [['test/sample', 'test']]])('of load are one folder, not %j', async (args) => {
-    expect(await run(unmigrated.url, 'npm run load', args)).toEqual({
+  test.each([
+    ['npm run refresh', ['--jason'], "Unknown option '--jason'. Did you mean --json?"],
+    [
+      'npm run refresh',
+      ['now'],
+      "Too many arguments for 'refresh'. Expected 0 arguments but got 1.",
+    ],
+    ['npm run load', [], "Missing required argument 'folder'."],
+    [
+      'npm run load',
+      ['test/sample', 'test'],
+      "Too many arguments for 'load'. Expected 1 argument but got 2.",
+    ],
+    ['npm run migrate', ['--lock-timeout'], "Option '--lock-timeout <duration>' argument missing."],
+  ] as const)('that are wrong are named: %s %j', async (command, args, reason) => {
+    expect(await run(unmigrated.url, command, args)).toEqual({
       code: 1,
       stdout: '',
-      stderr: 'Name the one folder to load: npm run load -- FOLDER\n',
+      stderr: `${reason}\n`,
     });
+    const { stdout } = await run(unmigrated.url, command, ['--json', ...args]);
+    expect(JSON.parse(stdout)).toMatchObject({ outcome: 'failed', reason, retries: [] });
   });
 });

@@ -1,9 +1,12 @@
+import { readFile } from 'node:fs/promises';
 import { connect } from 'node:net';
-import { expect, test, vi } from 'vitest';
-import { elapsedLine, explain, isTransient } from '../scripts/command.ts';
+import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import { openDatabase } from '../scripts/database.ts';
+import { explain, isTransient } from '../scripts/failure.ts';
+import { progressOn } from '../scripts/progress.ts';
+import { refresh } from '../scripts/refresh.ts';
 import { fctClientConversionEvents, fctLeadConversions } from '../views/index.ts';
-import { run } from './support/commands.ts';
+import { run, start } from './support/commands.ts';
 import { rowsOf, useUnmigratedDatabase } from './support/database.ts';
 import { patience } from './support/sessions.ts';
 
@@ -61,33 +64,85 @@ test('migrate, load and refresh take an empty database to both reports', async (
   await database.close();
 });
 
-test.each([
-  [
-    true,
-    [
-      '\r\x1b[Kstep one, 1 s',
-      '\r\x1b[Kstep one, 2 s',
-      '\r\x1b[K',
-      '\r\x1b[Kstep two, 1 s',
-      '\r\x1b[K',
-    ],
-  ],
-  [false, []],
-])('only a terminal is told how long a step has taken, on one line: %j', (isTTY, lines) => {
-  vi.useFakeTimers();
-  try {
+describe('progress', () => {
+  beforeEach(() => vi.useFakeTimers());
+  afterEach(() => vi.useRealTimers());
+
+  /** Progress on a terminal or in a log, and what is written of it. */
+  const progress = (isTTY: boolean) => {
     const written: unknown[] = [];
-    const line = elapsedLine({ isTTY, write: (text: unknown) => written.push(text) > 0 });
-    line.show('step one');
+    const write = (text: unknown) => written.push(text) > 0;
+    return { ...progressOn({ isTTY, write }), written };
+  };
+
+  test.each([
+    [
+      true,
+      [
+        '\r\x1b[Kstep one, 1 s',
+        '\r\x1b[Kstep one, 2 s',
+        '\r\x1b[K',
+        '\r\x1b[Kstep two, 1 s',
+        '\r\x1b[K',
+      ],
+    ],
+    [false, []],
+  ])('tells only a terminal how long a step has taken, on one line: %j', (isTTY, lines) => {
+    const { show, end, written } = progress(isTTY);
+    show('step one');
     vi.advanceTimersByTime(2500);
-    line.show('step two');
+    show('step two');
     vi.advanceTimersByTime(1500);
-    line.end();
+    end();
     vi.advanceTimersByTime(5000);
     expect(written).toEqual(lines);
-  } finally {
-    vi.useRealTimers();
-  }
+  });
+
+  test.each([
+    [true, 100, (text: string) => `\r\x1b[K${text}`],
+    [false, 5000, (text: string) => `${text}\n`],
+  ])('tells how far something is, to a terminal (%j) every %d ms', (isTTY, everyMs, line) => {
+    const { update, written } = progress(isTTY);
+    for (let time = 0; time <= 3 * everyMs; time += everyMs / 2) {
+      update(`at ${time} ms`);
+      vi.advanceTimersByTime(everyMs / 2);
+    }
+    expect(written).toEqual([1, 2, 3].map((times) => line(`at ${times * everyMs} ms`)));
+  });
+});
+
+describe('--help', () => {
+  test.each([
+    'npm run migrate',
+    'npm run load',
+    'npm run refresh',
+    'npm run demo',
+    'npm run generate',
+    'npm run benchmark',
+  ] as const)('of %s says how it is called, and does nothing', async (command) => {
+    const { code, stdout, stderr } = await run('', command, ['--help'], {
+      npm_lifecycle_event: command.replace('npm run ', ''),
+    });
+    expect({ code, stderr }).toEqual({ code: 0, stderr: '' });
+    expect(stdout).toMatch(new RegExp(`^Usage: ${command} -- \\[options\\]`));
+    expect(Math.max(...stdout.split('\n').map(({ length }) => length))).toBeLessThanOrEqual(80);
+  });
+
+  test('that nobody reads is no error', async () => {
+    const { process, result } = start('', 'npm run refresh', ['--help']);
+    process.stdout?.destroy();
+    expect(await result).toMatchObject({ code: 0, stderr: '' });
+  });
+});
+
+test('the settings of a refresh are those in README.md', async () => {
+  const readme = await readFile('README.md', 'utf8');
+  const rows = readme.matchAll(/^\| `(--\S+)` +\| (?:`(\S+)`)? *\| (?:`(\S+)`)? *\|/gm);
+  expect([...rows].map(([, ...cells]) => cells)).toEqual(
+    refresh.options
+      .filter(({ long }) => long !== '--version')
+      .map(({ long, defaultValue, envVar }) => [long, defaultValue, envVar]),
+  );
 });
 
 test('a host of several addresses, none of which answers, is tried again and named', async () => {

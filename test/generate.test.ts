@@ -2,7 +2,7 @@ import { readdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { sql } from 'drizzle-orm';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { explain } from '../scripts/command.ts';
+import { explain } from '../scripts/failure.ts';
 import { rolledBack } from '../scripts/generate/migration.ts';
 import type { Session } from '../views/session.ts';
 import type { Result } from './support/commands.ts';

@@ -5,7 +5,7 @@ import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } fr
 import { run, start } from './support/commands.ts';
 import { useUnmigratedDatabase } from './support/database.ts';
 import { addPhone, addUserInitial, type ScratchTree, scratchTree } from './support/scratch_tree.ts';
-import { sessionThatRuns } from './support/sessions.ts';
+import { sessionsEnded, sessionThatRuns } from './support/sessions.ts';
 
 const unmigrated = useUnmigratedDatabase();
 let session: postgres.Sql;
@@ -116,6 +116,40 @@ describe('npm run migrate', () => {
     });
     expect(await records()).toEqual(before);
   });
+
+  test.each([
+    ['SIGINT', 130],
+    ['SIGTERM', 143],
+  ] as const)(
+    'is cancelled on the server too by %s, and says what it has done',
+    async (signal, code) => {
+      await run(unmigrated.url, 'npm run migrate');
+      await session.begin(async (reader) => {
+        await reader`select from fct_lead_conversions`;
+        const { process, result } = start(
+          unmigrated.url,
+          ...(['npm run migrate', ['--json'], {}, later.folder] as const),
+        );
+        await sessionThatRuns(session, '%dependents text%OWNER TO%');
+        process.kill(signal);
+        const { stdout, stderr, ...rest } = await result;
+        const reason = `Cancelled by ${signal}. The migration that was running has changed nothing.`;
+        expect(rest).toEqual({ code });
+        expect(stderr).toBe(`${reason}\n`);
+        expect(JSON.parse(stdout)).toEqual({
+          outcome: 'failed',
+          reason,
+          migrations: [{ migration: '0001_later_tables', durationMs: expect.any(Number) }],
+          notices: [],
+          warnings: [],
+          durationMs: expect.any(Number),
+          retries: [],
+        });
+        await sessionsEnded(session);
+      });
+      expect(await records()).toHaveLength(2);
+    },
+  );
 
   test('says what the database says of a migration that fails, and changes nothing', async () => {
     await session`create materialized view fct_lead_conversions as select 1`;
@@ -237,7 +271,9 @@ describe('npm run migrate', () => {
   });
 
   test('reports what is wrong with the database as a refresh does', async () => {
-    expect(await run('postgres://nobody@127.0.0.1:1/gym', 'npm run migrate')).toEqual({
+    expect(
+      await run('postgres://nobody@127.0.0.1:1/gym', 'npm run migrate', ['--retries', '0']),
+    ).toEqual({
       code: 1,
       stdout: '',
       stderr:

@@ -1,20 +1,31 @@
 import { execFile } from 'node:child_process';
-import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { cp, mkdtemp, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { promisify } from 'node:util';
-import { afterAll, beforeAll, expect, test } from 'vitest';
+import { build } from 'esbuild';
+import postgres from 'postgres';
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test, vi } from 'vitest';
 import packageJson from '../package.json' with { type: 'json' };
 import { useUnmigratedDatabase } from './support/database.ts';
 import { type ScratchTree, scratchTree } from './support/scratch_tree.ts';
+import { patience, sessionsEnded, sessionsThatWait } from './support/sessions.ts';
 
 /** The package as others get it: packed, and installed in an empty project. */
 let tree: ScratchTree;
 let tarball: string;
+/** The project of an app. */
 let project: string;
+/** That of an operator, with nothing but the package and Drizzle. */
+let production: string;
+
+/** Outside of the npm that runs these tests. */
+const environment = Object.fromEntries(
+  Object.entries(process.env).filter(([name]) => !name.startsWith('npm_')),
+);
 
 const execute = async (cwd: string, program: string, args: string[], env = {}) => {
-  const running = promisify(execFile)(program, args, { cwd, env: { ...process.env, ...env } });
+  const running = promisify(execFile)(program, args, { cwd, env: { ...environment, ...env } });
   return await running.then(
     ({ stdout }) => stdout,
     ({ stdout, stderr }) => {
@@ -25,17 +36,29 @@ const execute = async (cwd: string, program: string, args: string[], env = {}) =
 
 const tool = (name: string) => resolve('node_modules/.bin', name);
 
+const emptyProject = async () => {
+  const folder = await mkdtemp(join(tmpdir(), 'lead-conversions-consumer-'));
+  await writeFile(join(folder, 'package.json'), '{ "private": true, "type": "module" }');
+  return folder;
+};
+
+const install = (folder: string, ...packages: string[]) =>
+  execute(folder, 'npm', ['install', '--no-audit', '--no-fund', '--prefer-offline', ...packages]);
+
 beforeAll(async () => {
   tree = await scratchTree();
   const packed = await execute(tree.folder, 'npm', ['pack', '--silent']);
   tarball = join(tree.folder, packed.trim());
-  project = await mkdtemp(join(tmpdir(), 'lead-conversions-consumer-'));
-  await writeFile(join(project, 'package.json'), '{ "private": true, "type": "module" }');
+  production = await emptyProject();
+  await install(production, tarball, 'drizzle-orm@0.45');
+  project = await emptyProject();
+  await cp(production, project, { recursive: true });
   const { devDependencies: versions, dependencies } = packageJson;
-  await execute(project, 'npm', [
-    ...['install', '--no-audit', '--no-fund', '--prefer-offline', tarball, 'drizzle-orm@0.45'],
-    ...[`postgres@${dependencies.postgres}`, `@types/node@${versions['@types/node']}`],
-  ]);
+  await install(
+    project,
+    `postgres@${dependencies.postgres}`,
+    `@types/node@${versions['@types/node']}`,
+  );
   const readme = await readFile('README.md', 'utf8');
   const [example = ''] =
     /(?<=```ts\n)import (?:(?!```).)*lead-conversions\/views.*?(?=```)/s.exec(readme) ?? [];
@@ -45,6 +68,7 @@ beforeAll(async () => {
 afterAll(async () => {
   await tree.remove();
   await rm(project, { recursive: true });
+  await rm(production, { recursive: true });
 });
 
 /** What an app may do with it, beside the example in the README. */
@@ -52,6 +76,7 @@ const consumer = `
 import { readFileSync } from 'node:fs';
 import { drizzle } from 'drizzle-orm/postgres-js';
 import { migrate } from 'drizzle-orm/postgres-js/migrator';
+import { migrations } from 'lead-conversions/migrations';
 import { type Branch, dimBranch, dimUser, fctMembershipPurchases, type MembershipPurchase, type User } from 'lead-conversions/schema';
 import { type ClientConversionEvent, conversionEventFilters, conversionEventTypes, fctClientConversionEvents, leadStatuses, readerRole, type RefreshReport, refreshViews, viewRefreshes } from 'lead-conversions/views';
 import { latestClients } from './example.js';
@@ -65,10 +90,7 @@ latestClients satisfies (branchId: string, filter: 'TRIAL') => unknown;
 (event: ClientConversionEvent): string => event.branchId;
 
 const db = drizzle(process.env.DATABASE_URL ?? '');
-await migrate(db, {
-  migrationsFolder: 'node_modules/lead-conversions/schema/migrations',
-  migrationsTable: 'lead_conversions_migrations',
-});
+await migrate(db, migrations);
 
 const branch: Branch = { branchId: 'dublin', name: null, email: null, city: null, country: null, timezoneId: 'Europe/Dublin', createdAt: null };
 const user: User = { userId: 'ada', branchId: 'dublin', name: 'Ada', email: null, createdAt: new Date('2024-06-01T12:00:00Z') };
@@ -99,27 +121,85 @@ const compile = (...options: string[]) =>
     ...['consumer.ts', 'example.ts'],
   ]);
 
-test('holds compiled code, its declarations and the migrations, and nothing else', async () => {
-  const files = await execute(tree.folder, 'tar', ['tzf', tarball]);
-  const [code = [], others = []] = [true, false].map((isCode) =>
-    files
-      .trim()
-      .split('\n')
-      .map((file) => file.replace('package/', ''))
-      .filter((file) => file.startsWith('dist/') === isCode),
-  );
-  expect(code).toContain('dist/views/index.js');
-  for (const file of code) {
-    expect(file).toMatch(/^dist\/(schema|views)\/\w+\.(js|d\.ts)$/);
+test('holds compiled code, the declarations of its entries and the migrations, and nothing else', async () => {
+  const listed = await execute(tree.folder, 'tar', ['tzf', tarball]);
+  const files = listed
+    .trim()
+    .split('\n')
+    .map((file) => file.replace('package/', ''));
+  const isCode = (file: string) => /^dist\/(scripts\/|(schema|views)\/\w+\.)/.test(file);
+  expect(files).toContain('dist/views/index.js');
+  for (const file of files.filter(isCode)) {
+    expect(file).toMatch(/^dist\/((schema|views)\/\w+\.(js|d\.ts)|scripts\/[\w/]+\.js)$/);
   }
   const migrations = await tree.migrations();
-  expect(others.sort()).toEqual([
+  expect(files.filter((file) => !isCode(file)).sort()).toEqual([
     'LICENSE',
     'README.md',
+    ...migrations.map((name) => `dist/schema/migrations/${name}`),
+    'dist/schema/migrations/meta/_journal.json',
     'package.json',
-    ...migrations.map((name) => `schema/migrations/${name}`),
-    'schema/migrations/meta/_journal.json',
   ]);
+});
+
+test('takes seven packages and less than 20 MB, Drizzle included', async () => {
+  const { packages } = JSON.parse(await readFile(join(production, 'package-lock.json'), 'utf8'));
+  expect(Object.keys(packages).sort()).toEqual([
+    '',
+    ...[
+      ...['commander', 'csv-parse', 'drizzle-orm', 'is-network-error', 'lead-conversions'],
+      ...['p-retry', 'postgres'],
+    ].map((name) => `node_modules/${name}`),
+  ]);
+  const files = await readdir(join(production, 'node_modules'), { recursive: true });
+  let bytes = 0;
+  for (const file of files) {
+    bytes += (await stat(join(production, 'node_modules', file))).size;
+  }
+  expect(bytes).toBeLessThan(20e6);
+});
+
+test('bundles the list of filters alone into less than 400 bytes, for browsers too', async () => {
+  const { outputFiles } = await build({
+    stdin: {
+      contents: `
+        import { conversionEventFilters } from 'lead-conversions/views';
+        console.log(conversionEventFilters);`,
+      resolveDir: project,
+    },
+    bundle: true,
+    minify: true,
+    format: 'esm',
+    write: false,
+  });
+  const [bundle] = outputFiles;
+  expect(bundle?.text).toContain('["MEMBERSHIP","USER_CREDIT","ALL"]');
+  expect(bundle?.contents.length).toBeLessThan(400);
+});
+
+test('is built when it is installed from git', { timeout: 180_000 }, async () => {
+  const folder = await emptyProject();
+  try {
+    await cp('package-lock.json', join(tree.folder, 'package-lock.json'));
+    await writeFile(join(tree.folder, '.gitignore'), 'node_modules\ndist\n*.tgz\n');
+    const git = (...args: string[]) =>
+      execute(tree.folder, 'git', [
+        '-c',
+        'user.name=test',
+        '-c',
+        'user.email=test@localhost',
+        ...args,
+      ]);
+    await git('init', '--quiet');
+    await git('add', '.');
+    await git('commit', '--quiet', '--message', 'All of it');
+    await install(folder, `git+file://${tree.folder}`, 'drizzle-orm@0.45');
+    expect(await execute(folder, 'npx', ['lead-conversions', '--version'])).toBe(
+      `${packageJson.version}\n`,
+    );
+  } finally {
+    await rm(folder, { recursive: true });
+  }
 });
 
 test('is what publint and arethetypeswrong ask of an ESM package', async () => {
@@ -139,6 +219,89 @@ test.each([
 });
 
 const database = useUnmigratedDatabase();
+
+describe('npx lead-conversions', () => {
+  const npx = (...args: string[]) =>
+    execute(production, 'npx', ['lead-conversions', ...args], { DATABASE_URL: database.url });
+
+  test('migrates, loads and refreshes a database', async () => {
+    expect(await npx('migrate')).toMatch(/^0000_lead_conversions: migrated, \d+ ms\n$/);
+    expect(await npx('load', resolve('test/sample'))).toContain(
+      'dim_user.csv: 13 rows, 13 inserted, 0 updated, 0 unchanged\n',
+    );
+    const { outcome, views } = JSON.parse(await npx('refresh', '--json'));
+    expect(outcome).toBe('refreshed');
+    expect(views).toMatchObject([{ rows: 13 }, { rows: 39 }]);
+  });
+
+  test('needs no file that it may write', async () => {
+    const readOnly = (...args: string[]) =>
+      execute(
+        production,
+        process.execPath,
+        ['--no-warnings', '--experimental-permission', '--allow-fs-read=*', ...args],
+        { DATABASE_URL: database.url },
+      );
+    const program = 'node_modules/.bin/lead-conversions';
+    await expect(
+      readOnly('--eval', "require('node:fs').writeFileSync('some.file', '')"),
+    ).rejects.toThrow('ERR_ACCESS_DENIED');
+    await readOnly(program, 'migrate');
+    await readOnly(program, 'load', resolve('test/sample'));
+    expect(await readOnly(program, 'refresh')).toContain('fct_lead_conversions: 39 rows');
+  });
+
+  test('says its version, and how each command is called in lines of at most 80 characters', async () => {
+    expect(await npx('--version')).toBe(`${packageJson.version}\n`);
+    for (const args of [[], ['migrate'], ['load'], ['refresh']]) {
+      expect(await npx(...args, '--version')).toBe(`${packageJson.version}\n`);
+      const help = await npx(...args, '--help');
+      expect(help).toMatch(new RegExp(`^Usage: ${['npx lead-conversions', ...args].join(' ')} `));
+      expect(help).toContain(`\nExample:\n  npx lead-conversions `);
+      expect(Math.max(...help.split('\n').map(({ length }) => length))).toBeLessThanOrEqual(80);
+    }
+  });
+
+  test('says what to install for an embedded database', async () => {
+    await expect(
+      execute(production, 'npx', ['lead-conversions', 'migrate'], { DATABASE_URL: 'pglite:gym' }),
+    ).rejects.toThrow(
+      'A pglite: database needs PGlite, which is not installed. Install it with "npm install @electric-sql/pglite@0.5".\n',
+    );
+  });
+
+  describe('that refreshes', () => {
+    let session: postgres.Sql;
+    beforeEach(async () => {
+      await npx('migrate');
+      session = postgres(database.url, { max: 2, onnotice: () => {} });
+      await session`insert into dim_user (user_id) values ('mia')`;
+    });
+    afterEach(() => session.end());
+
+    test.each(['SIGTERM', 'SIGKILL'] as const)(
+      'is cancelled when npx is ended by %s',
+      async (signal) => {
+        await session.begin(async (locked) => {
+          await locked`refresh materialized view concurrently fct_lead_conversions`;
+          const running = execFile('npx', ['lead-conversions', 'refresh'], {
+            cwd: production,
+            env: { ...environment, DATABASE_URL: database.url },
+          });
+          let said = '';
+          running.stderr?.on('data', (text) => {
+            said += text;
+          });
+          await sessionsThatWait(session);
+          running.kill(signal);
+          await vi.waitUntil(() => said.includes('\n'), patience);
+          expect(said).toBe('Cancelled by SIGTERM. The views are as they were.\n');
+          await sessionsEnded(session);
+        });
+      },
+    );
+  });
+});
 
 test('migrates, refreshes and queries a database, as the README shows', async () => {
   await compile('--skipLibCheck', '--module', 'nodenext');

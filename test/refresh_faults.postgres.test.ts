@@ -1,10 +1,17 @@
+import { execFile } from 'node:child_process';
 import { type AddressInfo, connect, createServer, type Socket } from 'node:net';
 import postgres from 'postgres';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test, vi } from 'vitest';
 import { type PostgresServer, startPostgres } from '../scripts/postgres_server.ts';
 import { type Result, run, start } from './support/commands.ts';
 import { useServerDatabase } from './support/database.ts';
-import { seenBy, sessionsEnded, sessionsThatWait, sessionThatRuns } from './support/sessions.ts';
+import {
+  patience,
+  seenBy,
+  sessionsEnded,
+  sessionsThatWait,
+  sessionThatRuns,
+} from './support/sessions.ts';
 
 /** Enough users for a refresh to be met at work. */
 const users = 50_000;
@@ -46,6 +53,29 @@ describe('when the process', () => {
     expect(await run(database.url, 'npm run refresh')).toMatchObject({ code: 0 });
     expect(await seenBy(session)).toEqual({ users, rows: 3 * users, refreshes: 4 });
   });
+
+  test.each(['SIGTERM', 'SIGKILL'] as const)(
+    'loses the npm that runs it to %s, it is cancelled',
+    async (signal) => {
+      await session`insert into dim_user (user_id) values ('zoe')`;
+      await session.begin(async (locked) => {
+        await locked`refresh materialized view concurrently fct_lead_conversions`;
+        const npm = execFile('npm', ['run', '--silent', 'refresh'], {
+          env: { ...process.env, DATABASE_URL: database.url },
+        });
+        let said = '';
+        npm.stderr?.on('data', (text) => {
+          said += text;
+        });
+        await sessionsThatWait(session);
+        npm.kill(signal);
+        await vi.waitUntil(() => said.includes('\n'), patience);
+        expect(said).toBe('Cancelled by SIGTERM. The views are as they were.\n');
+        await sessionsEnded(session);
+      });
+      expect(await seenBy(session)).toEqual(before);
+    },
+  );
 
   test('hangs, its transaction is ended, and the next refresh succeeds', async () => {
     await session`insert into dim_user (user_id) values ('zoe')`;

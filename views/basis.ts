@@ -1,4 +1,3 @@
-import { isDeepStrictEqual } from 'node:util';
 import { type SQL, sql } from 'drizzle-orm';
 import type { PgDatabase, PgQueryResultHKT } from 'drizzle-orm/pg-core';
 import type { Input } from './catalog.ts';
@@ -103,7 +102,7 @@ export async function lookAtInputs(
       return undefined;
     }
     const earlier = before.find(({ relation }) => relation === oid);
-    const known = leftAlone.find((view) => isDeepStrictEqual(view.before, earlier));
+    const known = leftAlone.find((view) => isSameLook(view.before, earlier));
     const comparison = known
       ? { look: known.look, isSame: true }
       : await lookAt(tx, { oid, schema, name }, earlier);
@@ -112,6 +111,12 @@ export async function lookAtInputs(
   }
   return { looks, isSame };
 }
+
+const isSameLook = (one: Look, other: Look | undefined): boolean =>
+  one.relation === other?.relation &&
+  one.rows === other.rows &&
+  one.snapshotXmin === other.snapshotXmin &&
+  one.transaction === other.transaction;
 
 /**
  * Which transactions had ended, as text. As long as it is the same, none has ended

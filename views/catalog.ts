@@ -215,7 +215,7 @@ export const declaredInputs = (view: PgMaterializedView): string[] => [
 export const missing = (relation: string, other: string | undefined): Error =>
   new Error(
     other === undefined
-      ? `The database has no ${relation}: it has not been migrated. Run "npm run migrate" first.`
+      ? `The database has no ${relation}: it has not been migrated. Migrate it first.`
       : `The database has no ${relation}, although it has ${other}: it has been dropped or renamed. Give it its name again, or create it with the statements of its migration.`,
   );
 

@@ -37,9 +37,8 @@ import {
 } from './catalog.ts';
 import { fctClientConversionEvents } from './fct_client_conversion_events.ts';
 import { fctLeadConversions } from './fct_lead_conversions.ts';
-import { isOnHistory, takeLock } from './refresh_lock.ts';
+import { takeLock } from './refresh_lock.ts';
 import {
-  cancellable,
   causeOf,
   endWhenGone,
   INSUFFICIENT_PRIVILEGE,
@@ -49,6 +48,7 @@ import {
   once,
   pinned,
   QUERY_CANCELED,
+  readCommitted,
   type Session,
 } from './session.ts';
 import { vacuum } from './vacuum.ts';
@@ -203,11 +203,9 @@ type Bounds = RefreshOptions & typeof refreshDefaults & { force: boolean };
 async function refreshInTransaction(session: Session, bounds: Bounds): Promise<Outcome> {
   const { statementTimeout, signal, onStep } = bounds;
   const maxLoss = percentOf(bounds.maxLoss);
-  let pid = 0;
   let viewAtWork: CatalogedView | undefined;
   const work = async (tx: Session): Promise<Outcome> => {
     const facts = await setBounds(tx, bounds);
-    pid = facts.pid;
     const found = await preflight(tx);
     viewAtWork = found[0];
     const reason = await takeLock(tx, facts.lockTimeoutMs);
@@ -240,24 +238,8 @@ async function refreshInTransaction(session: Session, bounds: Bounds): Promise<O
     await tx.select({ flushed: sql`pg_stat_force_next_flush()` }).from(once);
     return { ...facts, result: { outcome: 'refreshed', reason: null, views } };
   };
-  const cancel = () =>
-    pinned(session, statementTimeout, (other) =>
-      other
-        .select({ cancelled: sql`pg_cancel_backend(pid)` })
-        .from(sql`pg_locks`)
-        // Not whoever has that connection from the pool once this is over.
-        .where(sql`pid = ${pid} and ${isOnHistory}`),
-    );
   try {
-    return await cancellable(
-      () =>
-        pinned(session, statementTimeout, work, {
-          isolationLevel: 'read committed',
-          accessMode: 'read write',
-        }),
-      cancel,
-      signal,
-    );
+    return await pinned(session, statementTimeout, work, readCommitted, signal);
   } catch (error) {
     throw await explainFailure(session, error, viewAtWork, bounds);
   }
@@ -276,8 +258,6 @@ export function percentOf(text: string): number {
 
 /** What the server says of a transaction. */
 interface Facts {
-  /** The id of the server process. */
-  pid: number;
   /** The id of the transaction. */
   transaction: string;
   lockTimeoutMs: number;
@@ -305,7 +285,6 @@ async function setBounds(tx: Session, bounds: Bounds): Promise<Facts> {
     sql`(select setting from pg_settings where name = ${name})`.mapWith(Number);
   const [facts] = (await tx
     .select({
-      pid: sql`pg_backend_pid()`.mapWith(Number),
       transaction: sql<string>`pg_current_xact_id()::text`,
       lockTimeoutMs: milliseconds('lock_timeout'),
       statementTimeoutMs: milliseconds('statement_timeout'),

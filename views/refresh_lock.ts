@@ -4,7 +4,7 @@ import { LOCK_NOT_AVAILABLE, once, type Session } from './session.ts';
 import { viewRefreshes } from './view_refreshes.ts';
 
 /** In pg_locks, what sessions have locked, or wait to lock, of the history. */
-export const isOnHistory = sql`
+const isOnHistory = sql`
   pg_locks.locktype = 'relation'
   and pg_locks.relation = ${relationOf(getTableName(viewRefreshes))}
   and pg_locks.database = (select oid from pg_database where datname = current_database())`;

@@ -13,6 +13,12 @@ export const QUERY_CANCELED = '57014';
 /** What to select from, to have values computed once. */
 export const once = sql`(values (1)) as once`;
 
+/** What others have committed is seen once a lock is there, whatever the defaults of the database. */
+export const readCommitted: PgTransactionConfig = {
+  isolationLevel: 'read committed',
+  accessMode: 'read write',
+};
+
 /**
  * Settings with which Postgres ends a transaction within seconds, and every lock
  * with it, when the process that began it, its machine or the network between is gone.
@@ -33,20 +39,54 @@ export const isKnownSetting = sql`name <> 'client_connection_check_interval' or 
  * Works in a transaction in which no name means what others have created under
  * it, and no statement takes longer than the timeout. Both are set for the
  * transaction alone, since its connection may belong to a pool.
+ *
+ * Throws the reason of the signal once that is aborted, and has changed nothing then.
  */
 export const pinned = <Result>(
   session: Session,
   statementTimeout: string,
   work: (tx: Session) => PromiseLike<Result>,
   config?: PgTransactionConfig,
-): Promise<Result> =>
-  session.transaction(async (tx) => {
-    await tx.execute(pinSearchPath);
-    await tx
-      .select({ timeout: sql`set_config('statement_timeout', ${statementTimeout}, true)` })
-      .from(once);
-    return await work(tx);
-  }, config);
+  signal?: AbortSignal,
+): Promise<Result> => {
+  let transaction = '';
+  return cancellable(
+    () =>
+      session.transaction(async (tx) => {
+        await tx.execute(pinSearchPath);
+        await tx
+          .select({ timeout: sql`set_config('statement_timeout', ${statementTimeout}, true)` })
+          .from(once);
+        if (signal) {
+          const [own] = await tx.select({ transaction: nameOfOwn }).from(once);
+          transaction = own?.transaction ?? '';
+          signal.throwIfAborted();
+        }
+        const result = await work(tx);
+        signal?.throwIfAborted();
+        return result;
+      }, config),
+    () =>
+      pinned(session, statementTimeout, (other) =>
+        other.select({ cancelled: cancelTransaction(transaction) }).from(once),
+      ),
+    signal,
+  );
+};
+
+/** Names the transaction that asks, for another session to cancel what it is doing. */
+export const nameOfOwn = sql<string>`(
+  select virtualtransaction
+  from pg_locks
+  where pid = pg_backend_pid() and locktype = 'virtualxid'
+)`;
+
+/** Cancels what a transaction is doing, if it has not ended: its session may have begun another. */
+export const cancelTransaction = (name: string) => sql`(
+  select pg_cancel_backend(pid)
+  from pg_locks
+  where virtualtransaction = ${name} and locktype = 'virtualxid'
+)`;
 
 /**
  * Does work until it is done or the signal is aborted, which cancels on the

@@ -10,13 +10,14 @@ import {
   fctCreditPackPurchases,
   fctMembershipPurchases,
 } from '../../schema/index.ts';
+import { migrations } from '../../schema/migrations.ts';
 import {
   fctClientConversionEvents,
   fctLeadConversions,
   type RefreshReport,
   refreshViews,
 } from '../../views/index.ts';
-import { migrations, openDatabase } from '../database.ts';
+import { openDatabase } from '../database.ts';
 import { branches, branchId, buy, generate, type Size, userId } from './data.ts';
 import { conversionsOnInputTables, createReference } from './reference.ts';
 

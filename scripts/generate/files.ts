@@ -4,9 +4,9 @@ import { join } from 'node:path';
 import { generateDrizzleJson, generateMigration } from 'drizzle-kit/api';
 import { getTableName, is } from 'drizzle-orm';
 import { PgTable } from 'drizzle-orm/pg-core';
+import { migrations } from '../../schema/migrations.ts';
 import { refreshDefaults } from '../../views/refresh.ts';
 import type { Session } from '../../views/session.ts';
-import { migrations } from '../database.ts';
 import { createRecords, migrateDatabase } from '../migrations.ts';
 import { declarations, declaredRelations } from './catalog.ts';
 import {
@@ -148,7 +148,7 @@ export async function generateBaseline(db: Session): Promise<string> {
   const changes = await changesBetween(nothing, current);
   const migration: string[] = [];
   await rolledBack(db, async (tx) => {
-    await createRecords(tx, settings.lockTimeout);
+    await createRecords(tx, settings);
     migration.push(...(await completeBaseline(tx, declared, changes, tables)));
   });
   const [first, ...others] = journal.entries;

@@ -9,7 +9,7 @@ import { readerRole } from '../../schema/properties.ts';
 import { catalogView } from '../../views/catalog.ts';
 import { fctClientConversionEvents } from '../../views/fct_client_conversion_events.ts';
 import { viewsInOrder } from '../../views/refresh.ts';
-import { explain } from '../command.ts';
+import { explain } from '../failure.ts';
 import { type Comment, columnOrder, type Grant, type Relation, readRelations } from './catalog.ts';
 import {
   dependents,

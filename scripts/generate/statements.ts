@@ -1,11 +1,11 @@
 import { type SQL, sql } from 'drizzle-orm';
 import { PgDialect } from 'drizzle-orm/pg-core';
 import { pinSearchPath } from '../../schema/columns.ts';
+import { migrations } from '../../schema/migrations.ts';
 import { readerRole, readerRoleComment } from '../../schema/properties.ts';
 import { lockHolders } from '../../views/catalog.ts';
 import { refreshDefaults } from '../../views/refresh.ts';
 import { endWhenGone, isKnownSetting } from '../../views/session.ts';
-import { migrationsTable } from '../database.ts';
 
 /** Where the new views are until they take the places of the old ones. */
 export const scratch = 'lead_conversions_new';
@@ -14,7 +14,7 @@ export const scratch = 'lead_conversions_new';
 export const notes = 'lead_conversions_kept';
 
 /** Where Drizzle records what it has migrated. */
-export const records = `drizzle.${migrationsTable}`;
+export const records = `drizzle.${migrations.migrationsTable}`;
 
 const render = (fragment: SQL) => new PgDialect().sqlToQuery(fragment).sql;
 
@@ -83,7 +83,7 @@ $$;`;
 export const refuseOtherDatabases = `DO $$
 BEGIN
 	IF to_regclass('${records}') IS NULL THEN
-		RAISE EXCEPTION 'The migrations of lead-conversions are recorded in ${records}, apart from those of other apps. Migrate with migrationsTable: ''${migrationsTable}''.';
+		RAISE EXCEPTION 'The migrations of lead-conversions are recorded in ${records}, apart from those of other apps. Migrate with migrationsTable: ''${migrations.migrationsTable}''.';
 	END IF;
 	SET LOCAL lock_timeout TO '10min';
 	${lockRecords}
@@ -93,7 +93,7 @@ BEGIN
 	END IF;
 	IF to_regclass('public.dim_branch') IS NOT NULL THEN
 		IF EXISTS (SELECT FROM ${records}) THEN
-			RAISE EXCEPTION 'This database is migrated already, as ${records} says: by another deploy at this moment, or by an earlier baseline, which needs a new database. Migrate with the schema drizzle and migrationsTable: ''${migrationsTable}''.';
+			RAISE EXCEPTION 'This database is migrated already, as ${records} says: by another deploy at this moment, or by an earlier baseline, which needs a new database. Migrate with the schema drizzle and migrationsTable: ''${migrations.migrationsTable}''.';
 		END IF;
 		RAISE EXCEPTION 'This database was migrated by an earlier, unreleased version. Create a new database and load it again.'
 			USING HINT = 'If public.dim_branch is a table of your own, lead-conversions needs a database without one.';
@@ -323,7 +323,7 @@ BEGIN
 	LOOP
 		IF (counted.was - counted.now) * 100 > counted.was * rtrim(setting, ' %')::numeric THEN
 			RAISE EXCEPTION 'Nothing was migrated, because the new fct_client_conversion_events would have % % instead of %, a loss of more than % %%.', counted.now, counted.name, counted.was, rtrim(setting, ' %')
-				USING HINT = 'Check that the input tables are complete. If they are, allow the loss with "npm run migrate -- --max-loss 100%", or for drizzle-kit have an administrator run "alter role ... set lead_conversions.max_loss = ''100%''".';
+				USING HINT = 'Check that the input tables are complete. If they are, migrate with --max-loss 100%, or for drizzle-kit have an administrator run "alter role ... set lead_conversions.max_loss = ''100%''".';
 		END IF;
 	END LOOP;
 	DROP TABLE "${notes}"."counts";

@@ -5,6 +5,7 @@ import packageJson from '../../package.json' with { type: 'json' };
 const commands = {
   'drizzle-kit migrate': 'exec node_modules/.bin/drizzle-kit migrate',
   'npm run benchmark': packageJson.scripts.benchmark,
+  'npm run demo': packageJson.scripts.demo,
   'npm run generate': packageJson.scripts.generate,
   'npm run load': packageJson.scripts.load,
   'npm run migrate': packageJson.scripts.migrate,
@@ -31,7 +32,8 @@ export function start(
 ): { process: ChildProcess; result: Promise<Result> } {
   const running = promisify(execFile)('sh', ['-c', `${commands[command]} "$@"`, 'sh', ...args], {
     cwd,
-    env: { ...process.env, ...env, DATABASE_URL: url },
+    // Not run by the npm that runs these tests.
+    env: { ...process.env, npm_lifecycle_event: undefined, ...env, DATABASE_URL: url },
   });
   const result = running.then(
     ({ stdout, stderr }) => ({ code: 0, stdout, stderr }),

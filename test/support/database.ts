@@ -12,7 +12,8 @@ import {
   fctCreditPackPurchases,
   fctMembershipPurchases,
 } from '../../schema/index.ts';
-import { type Database, migrations, openDatabase, openPglite } from '../../scripts/database.ts';
+import { migrations } from '../../schema/migrations.ts';
+import { type Database, openDatabase, openPglite } from '../../scripts/database.ts';
 import { fctClientConversionEvents, fctLeadConversions } from '../../views/index.ts';
 import { databaseUrl } from './postgres_setup.ts';
 

@@ -2,7 +2,7 @@ import { drizzle } from 'drizzle-orm/postgres-js';
 import { migrate } from 'drizzle-orm/postgres-js/migrator';
 import postgres from 'postgres';
 import type { TestProject } from 'vitest/node';
-import { migrations } from '../../scripts/database.ts';
+import { migrations } from '../../schema/migrations.ts';
 import { startPostgres } from '../../scripts/postgres_server.ts';
 
 declare module 'vitest' {

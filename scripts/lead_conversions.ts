@@ -1,0 +1,18 @@
+#!/usr/bin/env node
+import { command, programName, runProgram } from './command.ts';
+import { load } from './load.ts';
+import { migrate } from './migrate.ts';
+import { refresh } from './refresh.ts';
+
+const program = command({
+  name: programName,
+  description:
+    'Keeps the purchase that turned each lead of a gym into a client, in the Postgres database that DATABASE_URL names: postgres://… for a server, pglite:PATH for an embedded database in a folder.',
+  settings: {},
+  example: 'refresh --help',
+})
+  .addCommand(migrate)
+  .addCommand(load)
+  .addCommand(refresh);
+
+await runProgram(program);

@@ -1,0 +1,56 @@
+import { Option } from 'commander';
+import { refreshDefaults } from '../views/refresh.ts';
+
+/** A setting of a command. The type of its value is known to TypeScript alone. */
+export type Setting<Value = string> = Option & { value?: Value };
+
+/** The values of settings. */
+export type Values<Settings extends Record<string, Setting<unknown>>> = {
+  [Name in keyof Settings]: Settings[Name] extends Setting<infer Value> ? Value : never;
+};
+
+/**
+ * Declares a setting: its flag, what --help says of it, and what it is where it is not
+ * given. An environment variable that is empty does not count.
+ */
+export function setting<Value = string>(
+  flags: string,
+  description: string,
+  { preset, variable }: { preset?: Value; variable?: string } = {},
+): Setting<Value> {
+  const option = new Option(flags, description).default(preset);
+  return variable && process.env[variable] !== '' ? option.env(variable) : option;
+}
+
+/** How long a refresh waits, how much it takes, and what it puts up with. */
+export const bounds = {
+  lockTimeout: setting(
+    '--lock-timeout <duration>',
+    'how long to wait for a lock that another session holds',
+    { preset: refreshDefaults.lockTimeout, variable: 'LEAD_CONVERSIONS_LOCK_TIMEOUT' },
+  ),
+  statementTimeout: setting(
+    '--statement-timeout <duration>',
+    'how long the refresh of one view may take',
+    { preset: refreshDefaults.statementTimeout, variable: 'LEAD_CONVERSIONS_STATEMENT_TIMEOUT' },
+  ),
+  workMem: setting(
+    '--work-mem <size>',
+    'memory for each sort and hash table; the rest goes to disk',
+    { preset: refreshDefaults.workMem, variable: 'LEAD_CONVERSIONS_WORK_MEM' },
+  ),
+  maxLoss: setting('--max-loss <percent>', 'the share of users, and of clients, that may be gone', {
+    preset: refreshDefaults.maxLoss,
+    variable: 'LEAD_CONVERSIONS_MAX_LOSS',
+  }),
+};
+
+/** What all commands share that work on a database. */
+export const shared = {
+  retries: setting(
+    '--retries <number>',
+    'how often to try again what may succeed in a moment, after 1, 2, 4 … up to 30 seconds',
+    { preset: '5', variable: 'LEAD_CONVERSIONS_RETRIES' },
+  ),
+  json: setting<boolean>('--json', 'print one line of JSON'),
+};
