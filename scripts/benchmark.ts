@@ -32,7 +32,7 @@ const stopped = new Promise<never>((_, reject) => {
   signal.addEventListener('abort', () => {
     // A connection that the drop of its database cuts may throw where nobody can catch it.
     process.on('uncaughtException', () => {});
-    reject(signal.reason);
+    reject(new Error(`Stopped by ${cancelledBy()}.`));
   });
 });
 stopped.catch(() => {}); // where nothing waits for it yet
