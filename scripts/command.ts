@@ -3,8 +3,9 @@ import { constants } from 'node:os';
 import { Command, CommanderError } from 'commander';
 import packageJson from 'lead-conversions/package.json' with { type: 'json' };
 import pRetry from 'p-retry';
+import { isUnknown } from '../views/session.ts';
 import { type Database, openDatabase } from './database.ts';
-import { explain, isTransient } from './failure.ts';
+import { explain, isTransient, reasonOf } from './failure.ts';
 import { type Progress, progressOn } from './progress.ts';
 import { type Setting, shared, type Values } from './settings.ts';
 
@@ -127,6 +128,8 @@ export interface Work<Own extends Settings, Facts> {
   say(line: string): void;
   /** Prints what went wrong once the work was done, and has --json print it. */
   warn(sentence: string): void;
+  /** Says that the work is committed: whatever goes wrong from here on is a warning. */
+  onCommit(ending: Ending): void;
 }
 
 interface DatabaseUsage<Own extends Settings, Facts> extends Usage<Own> {
@@ -152,7 +155,7 @@ export function databaseCommand<Own extends Settings, Facts extends object>(
 ): Command {
   const { nothing, argument, afterwards } = usage;
   const exitCodes = {
-    1: `failed. ${afterwards}`,
+    1: `failed. ${afterwards.replace(/\.$/, ', unless it says otherwise.')}`,
     130: 'cancelled by SIGINT',
     143: 'cancelled by SIGTERM',
     ...usage.exitCodes,
@@ -194,17 +197,25 @@ const maxTimeout = 30_000;
 
 /** Does the work, says how it went, and returns what --json prints of it. */
 async function perform<Own extends Settings, Facts extends object>(
-  { nothing, afterwards, isNew, onNotice, work }: DatabaseUsage<Own, Facts>,
+  usage: DatabaseUsage<Own, Facts>,
   settings: Values<Own> & Values<typeof shared>,
   argument: string,
 ): Promise<{ output: Output<Facts>; exitCode: number }> {
+  const { nothing, afterwards, isNew, onNotice, work } = usage;
   const started = performance.now();
   const facts = nothing();
   const warnings: string[] = [];
   const retries: string[] = [];
   const { signal, cancelledBy } = cancelledBySignals();
   const progress = progressOn(process.stderr);
+  /** How the work has ended, as far as that is known while it goes on. */
   let ending: Ending | undefined;
+  let wasLostInCommit = false;
+  const warn = (text: string) => {
+    progress.end();
+    warnings.push(text);
+    console.error(`Warning: ${text}`);
+  };
 
   const attempt = async (number: number): Promise<Ending> => {
     ending = undefined;
@@ -217,19 +228,20 @@ async function perform<Own extends Settings, Facts extends object>(
     });
     try {
       ending = await work({
-        ...{ database, settings, argument, facts, signal, progress },
+        ...{ database, settings, argument, facts, signal, progress, warn },
         say: (line) => {
           progress.end();
           if (!settings.json) {
             console.log(line);
           }
         },
-        warn: (text) => {
-          progress.end();
-          warnings.push(text);
-          console.error(`Warning: ${text}`);
+        onCommit: (committed) => {
+          ending = committed;
         },
       });
+    } catch (error) {
+      wasLostInCommit ||= isUnknown(error);
+      throw error;
     } finally {
       progress.end();
       await database.close();
@@ -251,7 +263,8 @@ async function perform<Own extends Settings, Facts extends object>(
       maxTimeout,
       signal,
       shouldRetry: ({ error, attemptNumber }) => {
-        if (signal.aborted || !(ending?.outcome === 'skipped' || isTransient(error))) {
+        const isSkipped = ending?.outcome === 'skipped';
+        if (signal.aborted || !(isSkipped || (!ending && isTransient(error)))) {
           return false;
         }
         const seconds = Math.min(2 ** (attemptNumber - 1), maxTimeout / 1000);
@@ -264,18 +277,33 @@ async function perform<Own extends Settings, Facts extends object>(
   };
 
   const overdue = new Promise<never>((_, reject) => {
-    const error = new Error('Cancelled, but the server did not answer in time.');
-    signal.addEventListener('abort', () => setTimeout(reject, graceMs, error));
+    signal.addEventListener('abort', () => setTimeout(() => reject(late), graceMs));
   });
+  const late = new Error('Cancelled, but the server did not answer in time.');
 
-  const { outcome, reason } = await Promise.race([attempts(), overdue]).catch(
-    (error) =>
-      ending ?? {
-        outcome: 'failed',
-        reason:
-          error === signal.reason ? `Cancelled by ${cancelledBy()}. ${afterwards}` : explain(error),
-      },
-  );
+  const failure = (error: unknown): string => {
+    if (error === late) {
+      return `${late.message} It is not known whether the work is done.`;
+    }
+    const said = error === signal.reason ? `Cancelled by ${cancelledBy()}.` : explain(error);
+    const lost =
+      'The connection was lost during the commit of an attempt before, so that it is not known whether the work is done.';
+    return error === signal.reason || wasLostInCommit
+      ? `${said} ${wasLostInCommit ? lost : afterwards}`
+      : said + adviceOn(error, usage.settings);
+  };
+
+  const { outcome, reason } = await Promise.race([attempts(), overdue]).catch((error) => {
+    if (ending && ending.outcome !== 'skipped' && error !== signal.reason) {
+      warn(explain(error));
+    }
+    return ending ?? { outcome: 'failed', reason: failure(error) };
+  });
+  if (wasLostInCommit && outcome !== 'failed') {
+    warn(
+      'The connection was lost during the commit of an attempt before. What that has done is not counted here.',
+    );
+  }
   progress.end();
   if (reason !== null) {
     console.error(outcome === 'skipped' ? `skipped: ${reason}` : reason);
@@ -286,6 +314,17 @@ async function perform<Own extends Settings, Facts extends object>(
     output: { outcome, reason, ...facts, warnings, durationMs, retries },
     exitCode: name ? 128 + constants.signals[name] : (exitCodeOf[outcome] ?? 0),
   };
+}
+
+/** Which setting has a value that Postgres does not take, if that is what an error says. */
+function adviceOn(error: unknown, settings: Settings): string {
+  const [, parameter = ''] =
+    /^invalid value for parameter "(\w+)"/.exec(String(reasonOf(error)?.message)) ?? [];
+  const setting = Object.values(settings).find(
+    ({ long }) => long === `--${parameter.replaceAll('_', '-')}`,
+  );
+  const variable = setting?.envVar ? ` or ${setting.envVar}` : '';
+  return setting ? `\nIt was given by ${setting.long}${variable}.` : '';
 }
 
 /**

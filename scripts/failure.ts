@@ -41,14 +41,15 @@ export function explain(error: unknown, variable = 'DATABASE_URL'): string {
 /**
  * Whether the same work may succeed in a moment: the server or the way to it was
  * interrupted, the server is full, or Postgres has ended the transaction in
- * favour of another, or because a lock was not to be had. https://www.postgresql.org/docs/16/errcodes-appendix.html
+ * favour of another, or because a lock was not to be had, or an embedded database is in
+ * use by another process. https://www.postgresql.org/docs/16/errcodes-appendix.html
  */
 export function isTransient(error: unknown): boolean {
   const reason = reasonOf(error);
   return (
     (isUnreachable(reason) && reason.code !== 'ENOTFOUND') ||
-    isCut(reason) ||
-    /^(08...|40001|40P01|53300|55P03|57P0[123])$/.test(codeOf(reason))
+    isCut({ code: codeOf(reason) }) ||
+    /^(08...|40001|40P01|53300|55006|55P03|57P0[123])$/.test(codeOf(reason))
   );
 }
 
@@ -60,5 +61,5 @@ const isUnreachable = ({ syscall, code }: Reason) =>
   syscall === 'connect' || syscall === 'getaddrinfo' || code === 'CONNECT_TIMEOUT';
 
 /** Whether a connection ended before its work did. */
-export const isCut = ({ code = '' }: Reason): boolean =>
+export const isCut = ({ code = '' }: Pick<Reason, 'code'>): boolean =>
   ['CONNECTION_CLOSED', 'ECONNRESET', 'EPIPE', 'ETIMEDOUT'].includes(code);

@@ -19,15 +19,20 @@ export const refresh = databaseCommand({
   example: '--lock-timeout 30s --json',
   nothing: () => ({ views: [] as ViewRefresh[] }),
   afterwards: 'The views are as they were.',
-  work: async ({ database, settings, facts, signal, progress, say, warn }) => {
-    const { outcome, reason, views, warnings } = await refreshViews(database.db, {
+  work: async ({ database, settings, facts, signal, progress, say, warn, onCommit }) => {
+    const { outcome, reason, warnings } = await refreshViews(database.db, {
       ...settings,
       signal,
       onStep: ({ view, step }) => progress.show(`${view}: ${step}ing`),
+      onCommit: (views) => {
+        facts.views = views;
+        if (views.length > 0) {
+          onCommit({ outcome: 'refreshed', reason: null });
+        }
+      },
     });
-    facts.views = views;
     warnings.forEach(warn);
-    views.map(describe).forEach(say);
+    facts.views.map(describe).forEach(say);
     return { outcome, reason };
   },
 });

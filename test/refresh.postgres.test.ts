@@ -368,7 +368,7 @@ describe('the bounds of a refresh', () => {
     [
       '--lock-timeout',
       '2 weeks',
-      'invalid value for parameter "lock_timeout": "2 weeks"\nValid units',
+      'It was given by --lock-timeout or LEAD_CONVERSIONS_LOCK_TIMEOUT.\n',
     ],
     ['--retries', 'many', '--retries is a number of times, not "many".\n'],
   ])('are said to be wrong: %s %s', async (option, value, message) => {

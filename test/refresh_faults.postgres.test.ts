@@ -77,6 +77,45 @@ describe('when the process', () => {
     },
   );
 
+  describe('loses its connection during the commit,', () => {
+    const lost = expect.stringMatching(
+      /^The connection was lost during the commit \(.+\), so that it is not known whether the work is done\. /,
+    );
+
+    test('it tries again, and says what is not counted', async () => {
+      await session`insert into dim_user (user_id) values ('zoe')`;
+      const network = await openNetwork(database.url, 'commit\0');
+      const { code, stdout } = await run(network.url, 'npm run refresh', ['--json']);
+      expect(code).toBe(0);
+      expect(JSON.parse(stdout)).toMatchObject({
+        outcome: 'refreshed',
+        views: [{ mode: 'unchanged' }, { mode: 'unchanged' }],
+        warnings: [
+          'The connection was lost during the commit of an attempt before. What that has done is not counted here.',
+        ],
+        retries: [lost],
+      });
+      expect(await seenBy(session)).toEqual({ users: 2, rows: 6, refreshes: 6 });
+      await network.close();
+    });
+
+    test('and is cancelled then, it does not say that nothing has changed', async () => {
+      await session`insert into dim_user (user_id) values ('zoe')`;
+      const network = await openNetwork(database.url, 'commit\0');
+      const { process, result } = start(network.url, 'npm run refresh', ['--json']);
+      process.stderr?.once('data', () => process.kill('SIGTERM'));
+      const { code, stdout } = await result;
+      expect(code).toBe(143);
+      expect(JSON.parse(stdout)).toMatchObject({
+        outcome: 'failed',
+        reason:
+          'Cancelled by SIGTERM. The connection was lost during the commit of an attempt before, so that it is not known whether the work is done.',
+        retries: [lost],
+      });
+      await network.close();
+    });
+  });
+
   test('hangs, its transaction is ended, and the next refresh succeeds', async () => {
     await session`insert into dim_user (user_id) values ('zoe')`;
     let hung: ReturnType<typeof start> | undefined;
@@ -140,14 +179,24 @@ describe('when the process', () => {
   });
 });
 
-/** A way to a server that can be cut at the client's end, the server none the wiser. */
-async function openNetwork(url: string) {
+/**
+ * A way to a server that can be cut at the client's end, the server none the wiser. It
+ * is also cut once the client has sent the given text, which still reaches the server.
+ */
+async function openNetwork(url: string, last?: string) {
   const { hostname: host, port } = new URL(url);
   const clients: Socket[] = [];
   const servers: Socket[] = [];
   const proxy = createServer((client) => {
     const server = connect({ host, port: Number(port) });
-    clients.push(client.on('data', (bytes) => server.write(bytes)).on('error', () => {}));
+    const pass = (bytes: Buffer) => {
+      server.write(bytes);
+      if (last && bytes.includes(last)) {
+        last = undefined;
+        client.destroy();
+      }
+    };
+    clients.push(client.on('data', pass).on('error', () => {}));
     servers.push(server.on('data', (bytes) => client.write(bytes)).on('error', () => {}));
   });
   await new Promise<void>((resolve) => proxy.listen(0, '127.0.0.1', resolve));

@@ -77,6 +77,8 @@ export interface RefreshOptions {
   signal?: AbortSignal;
   /** Told when a step on a view begins. */
   onStep?: (step: RefreshStep) => void;
+  /** Told what was done to the views as soon as it is committed, before they are vacuumed. */
+  onCommit?: (views: ViewRefresh[]) => void;
 }
 
 export const refreshDefaults = {
@@ -167,6 +169,7 @@ export async function refreshViews<Schema extends Record<string, unknown>>(
     onStep,
   };
   const { result, transaction, statementTimeoutMs } = await refreshInTransaction(session, bounds);
+  options.onCommit?.(result.views);
   const warnings: string[] = [];
   for (const { view, inserted, deleted } of result.views) {
     if (inserted + deleted > 0) {

@@ -52,20 +52,23 @@ export const pinned = <Result>(
   let transaction = '';
   return cancellable(
     () =>
-      session.transaction(async (tx) => {
-        await tx.execute(pinSearchPath);
-        await tx
-          .select({ timeout: sql`set_config('statement_timeout', ${statementTimeout}, true)` })
-          .from(once);
-        if (signal) {
-          const [own] = await tx.select({ transaction: nameOfOwn }).from(once);
-          transaction = own?.transaction ?? '';
-          signal.throwIfAborted();
-        }
-        const result = await work(tx);
-        signal?.throwIfAborted();
-        return result;
-      }, config),
+      knowingOutcome((onDone) =>
+        session.transaction(async (tx) => {
+          await tx.execute(pinSearchPath);
+          await tx
+            .select({ timeout: sql`set_config('statement_timeout', ${statementTimeout}, true)` })
+            .from(once);
+          if (signal) {
+            const [own] = await tx.select({ transaction: nameOfOwn }).from(once);
+            transaction = own?.transaction ?? '';
+            signal.throwIfAborted();
+          }
+          const result = await work(tx);
+          signal?.throwIfAborted();
+          onDone();
+          return result;
+        }, config),
+      ),
     () =>
       pinned(session, statementTimeout, (other) =>
         other.select({ cancelled: cancelTransaction(transaction) }).from(once),
@@ -73,6 +76,37 @@ export const pinned = <Result>(
     signal,
   );
 };
+
+/**
+ * Runs a transaction, which tells when it only has to be committed. Throws an Error that
+ * says so if it was lost from there on: then it may have been committed, or not.
+ */
+export async function knowingOutcome<Result>(
+  run: (onDone: () => void) => Promise<Result>,
+): Promise<Result> {
+  let isDone = false;
+  try {
+    return await run(() => {
+      isDone = true;
+    });
+  } catch (error) {
+    const cause = causeOf(error);
+    if (!isDone || cause.severity === 'ERROR') {
+      throw error;
+    }
+    throw Object.assign(
+      new Error(
+        `The connection was lost during the commit (${cause.message}), so that it is not known whether the work is done. Run this again: what is done already stays as it is.`,
+        { cause },
+      ),
+      { isUnknown: true },
+    );
+  }
+}
+
+/** Whether it is not known if the work that has failed was committed. */
+export const isUnknown = (error: unknown): boolean =>
+  error instanceof Error && 'isUnknown' in error;
 
 /** Names the transaction that asks, for another session to cancel what it is doing. */
 export const nameOfOwn = sql<string>`(
@@ -104,7 +138,9 @@ export async function cancellable<Result>(
   try {
     return await work();
   } catch (error) {
-    signal?.throwIfAborted();
+    if (!isUnknown(error)) {
+      signal?.throwIfAborted();
+    }
     throw error;
   } finally {
     signal?.removeEventListener('abort', onAbort);
@@ -112,5 +148,5 @@ export async function cancellable<Result>(
 }
 
 /** What the driver has thrown, which Drizzle puts behind the statement that failed. */
-export const causeOf = (error: unknown): Error & { code?: string } =>
+export const causeOf = (error: unknown): Error & { code?: string; severity?: string } =>
   error instanceof DrizzleQueryError && error.cause ? error.cause : (error as Error);
