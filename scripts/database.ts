@@ -1,6 +1,9 @@
-import { createReadStream, existsSync, openAsBlob } from 'node:fs';
-import { join } from 'node:path';
+import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { dirname, join, resolve } from 'node:path';
+import { Readable } from 'node:stream';
+import { blob as readBlob } from 'node:stream/consumers';
 import { pipeline } from 'node:stream/promises';
+import { setImmediate } from 'node:timers/promises';
 import type { Transaction as PGliteTransaction } from '@electric-sql/pglite';
 import { type SQL, sql } from 'drizzle-orm';
 import { type PgDatabase, PgDialect, type PgQueryResultHKT } from 'drizzle-orm/pg-core';
@@ -8,9 +11,16 @@ import type { PgliteDatabase } from 'drizzle-orm/pglite';
 import { drizzle as drizzlePostgres } from 'drizzle-orm/postgres-js';
 import postgres from 'postgres';
 import { pinSearchPath } from '../schema/columns.ts';
-import type { LoadTransaction } from '../schema/load.ts';
-import { cancellable, cancelTransaction, nameOfOwn, once, pinned } from '../views/session.ts';
+import {
+  cancellable,
+  cancelTransaction,
+  knowingOutcome,
+  nameOfOwn,
+  once,
+  pinned,
+} from '../views/session.ts';
 import { isCut } from './failure.ts';
+import type { LoadTransaction } from './load/tables.ts';
 
 /** The database that a script works on. */
 export interface Database {
@@ -52,6 +62,11 @@ export async function openDatabase(
   }
   if (url.startsWith('pglite:')) {
     const folder = url.slice('pglite:'.length);
+    if (folder.trim() === '' || /^[a-z]+:\/\//i.test(folder)) {
+      throw new Error(
+        'DATABASE_URL names no folder after pglite:. Set it to pglite:PATH, with the path of the folder that holds the embedded database.',
+      );
+    }
     if (!isNew && !existsSync(join(folder, 'PG_VERSION'))) {
       throw new Error(`There is no database in ${folder}. Migrate first, which creates it.`);
     }
@@ -67,7 +82,10 @@ export async function openDatabase(
 
 /** Nor several hosts, which postgres.js takes: where none answers, it never gives up. */
 export const isServerUrl = (url: string): boolean =>
-  /^postgres(ql)?:\/\//.test(url) && URL.canParse(url);
+  /^postgres(ql)?:\/\//.test(url) && URL.canParse(url) && !/%(?![\da-f]{2})/i.test(url);
+
+/** https://www.postgresql.org/docs/16/errcodes-appendix.html */
+const OBJECT_IN_USE = '55006';
 
 const dialect = new PgDialect();
 
@@ -89,15 +107,20 @@ function openServer(url: string, onNotice: (message: string) => void): Database 
       let name = '';
       return cancellable(
         () =>
-          client.begin(async (session) => {
-            const transaction = serverTransaction(session);
-            await transaction.query(pinSearchPath);
-            const [own] = await transaction.query(sql`select ${nameOfOwn} as name`);
-            name = String(own?.name);
-            const result = await work(transaction);
-            signal?.throwIfAborted();
-            return result;
-          }) as ReturnType<typeof work>,
+          knowingOutcome(
+            (onDone) =>
+              client.begin(async (session) => {
+                const transaction = serverTransaction(session);
+                await transaction.query(pinSearchPath);
+                const [own] = await transaction.query(sql`select ${nameOfOwn} as name`);
+                name = String(own?.name);
+                signal?.throwIfAborted();
+                const result = await work(transaction);
+                signal?.throwIfAborted();
+                onDone();
+                return result;
+              }) as ReturnType<typeof work>,
+          ),
         () =>
           pinned(db, '10s', (other) =>
             other.select({ cancelled: cancelTransaction(name) }).from(once),
@@ -126,27 +149,14 @@ function serverTransaction(session: postgres.TransactionSql): LoadTransaction {
       const { sql: text, params } = dialect.sqlToQuery(statement);
       return session.unsafe(text, params as string[]);
     },
-    copy: async ({ into, options }, file, onRead) => {
-      const { sql: text } = dialect.sqlToQuery(copyStatement(into, 'stdin', options));
-      const query = session.unsafe(text);
+    copy: async (into, lines) => {
+      const query = session.unsafe(copyStatement(into, 'stdin'));
       const target = await query.writable();
       // postgres.js forgets to tell the stream of an error that comes after the
       // last byte, or with the end of the connection, and the stream waits for
       // ever: https://github.com/porsager/postgres/issues/1173
       const failure = new Promise<never>((_, reject) => Object.assign(query, { reject }));
-      let readBytes = 0;
-      const copied = pipeline(
-        createReadStream(file),
-        async function* (chunks: AsyncIterable<Buffer>) {
-          for await (const chunk of chunks) {
-            readBytes += chunk.length;
-            onRead(readBytes);
-            yield chunk;
-          }
-        },
-        target,
-      );
-      await Promise.race([copied, failure]);
+      await Promise.race([pipeline(lines, target), failure]);
     },
   };
 }
@@ -169,36 +179,88 @@ export async function openPglite(
       { cause: error },
     );
   });
-  const client = await PGlite.create(folder);
+  const unlock = folder === undefined ? () => {} : lockFolder(folder);
+  const client = await PGlite.create(folder).catch((error) => {
+    unlock();
+    throw new Error(
+      `The embedded database in ${folder} cannot be opened: ${error?.message ?? 'PGlite gives no reason'}. Check that the path is that of a folder, and that the database in it is not damaged.`,
+      { cause: error },
+    );
+  });
   return {
     db: drizzle(client),
     transaction: (work, signal) =>
       client.transaction(async (session) => {
-        const transaction = pgliteTransaction(session);
+        const transaction = pgliteTransaction(session, signal);
         await transaction.query(pinSearchPath);
         const result = await work(transaction);
         signal?.throwIfAborted();
         return result;
       }),
-    close: () => client.close(),
+    close: () => client.close().finally(unlock),
   };
 }
 
-/** PGlite reads a file that is copied in into memory, as it does with all of its data. */
-function pgliteTransaction(session: PGliteTransaction): LoadTransaction {
+/**
+ * Keeps other processes from opening the embedded database in a folder, until the
+ * function that this returns is called: two at once would ruin it, since each keeps parts
+ * of it in its memory. The lock is a file beside the folder with the id of the process.
+ */
+function lockFolder(folder: string): () => void {
+  const file = `${resolve(folder)}.lock`;
+  mkdirSync(dirname(file), { recursive: true });
+  for (;;) {
+    try {
+      writeFileSync(file, String(process.pid), { flag: 'wx' });
+      const unlock = () => rmSync(file, { force: true });
+      process.once('exit', unlock);
+      return () => {
+        process.off('exit', unlock);
+        unlock();
+      };
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== 'EEXIST') {
+        throw error;
+      }
+    }
+    const holder = Number(readFileSync(file, 'utf8'));
+    if (isRunning(holder)) {
+      throw Object.assign(
+        new Error(
+          `The embedded database in ${folder} is in use by process ${holder}. Wait until that has ended. If it is none of this package, remove ${file}.`,
+        ),
+        { code: OBJECT_IN_USE },
+      );
+    }
+    rmSync(file, { force: true }); // left by a process that was killed
+  }
+}
+
+/** Whether there is a process with this id. */
+function isRunning(pid: number): boolean {
+  try {
+    process.kill(pid, 0);
+    return true;
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code === 'EPERM';
+  }
+}
+
+/** PGlite reads what is copied in into memory, as it does with all of its data. */
+function pgliteTransaction(session: PGliteTransaction, signal?: AbortSignal): LoadTransaction {
   return {
     query: async (statement) => {
+      await setImmediate(); // lets a signal in: PGlite works in this process, and never waits
+      signal?.throwIfAborted();
       const { sql: text, params } = dialect.sqlToQuery(statement);
       return (await session.query<Record<string, unknown>>(text, params)).rows;
     },
-    copy: async ({ into, options }, file, onRead) => {
-      const { sql: text } = dialect.sqlToQuery(copyStatement(into, `'/dev/blob'`, options));
-      const blob = await openAsBlob(file);
-      await session.query(text, [], { blob });
-      onRead(blob.size);
+    copy: async (into, lines) => {
+      const blob = await readBlob(Readable.from(lines));
+      await session.query(copyStatement(into, `'/dev/blob'`), [], { blob: blob as Blob });
     },
   };
 }
 
-const copyStatement = (into: SQL, source: string, options: SQL) =>
-  sql`copy ${into} from ${sql.raw(source)} with (${options})`;
+const copyStatement = (into: SQL, source: string): string =>
+  dialect.sqlToQuery(sql`copy ${into} from ${sql.raw(source)} with (encoding 'UTF8')`).sql;

@@ -1,10 +1,10 @@
 import { fileURLToPath } from 'node:url';
 import { migrate } from 'drizzle-orm/pglite/migrator';
-import { loadFolder } from '../schema/load.ts';
 import { migrations } from '../schema/migrations.ts';
 import { refreshViews } from '../views/index.ts';
 import { command, runProgram } from './command.ts';
 import { openPglite } from './database.ts';
+import { loadFolder } from './load/folder.ts';
 import { tableOf } from './table.ts';
 
 const inProject = (path: string) => fileURLToPath(new URL(`../${path}`, import.meta.url));

@@ -22,6 +22,12 @@ export function setting<Value = string>(
   return variable && process.env[variable] !== '' ? option.env(variable) : option;
 }
 
+/** Declares a setting that may be given several times, once for each value. */
+export const repeatable = (flags: string, description: string): Setting<string[]> =>
+  new Option(flags, description)
+    .default([], 'none')
+    .argParser((value, before: string[]) => [...before, value]);
+
 /** How long a refresh waits, how much it takes, and what it puts up with. */
 export const bounds = {
   lockTimeout: setting(

@@ -183,9 +183,37 @@ describe('npm run load', () => {
     expect(await run(unmigrated.url, 'npm run load', [folder])).toEqual({
       code: 1,
       stdout: '',
-      stderr: 'dim_branch.csv, line 2: time zone "Mars/Olympus" not recognized\n',
+      stderr:
+        'dim_branch.csv, line 2, column timezone_id: "Mars/Olympus" must be an IANA time zone name that Postgres knows, such as Europe/Dublin, not an abbreviation (CET) or an offset (FOO+3).\n',
     });
     expect(await session`select from dim_branch`).toHaveLength(0);
+  });
+
+  test('reads an export as its options say, and warns of what it leaves out', async () => {
+    await writeFile(
+      join(folder, 'dim_user.csv'),
+      'Member;Branch ID;name;email;created at;hat\nmia;NULL;"Mia \\"M\\"";-;2024-06-01 10:00;none\n',
+    );
+    await writeFile(join(folder, 'dim_users.csv'), '');
+    const args = ['--rename', 'member=user_id', '--ignore-columns', '--escape', '\\'];
+    const nulls = ['--null', 'NULL', '--null', '-'];
+    expect(await run(unmigrated.url, 'npm run load', [...args, ...nulls, folder])).toEqual({
+      code: 0,
+      stdout: 'dim_user.csv: 1 rows, 1 inserted, 0 updated, 0 unchanged\n',
+      stderr: [
+        'Warning: dim_user.csv was loaded without the columns "hat".\n',
+        'Warning: Not loaded: dim_users.csv. Files are loaded that have one of these names: dim_branch.csv, dim_user.csv, fct_credit_pack_purchases.csv, fct_membership_purchases.csv, or the same with .gz.\n',
+      ].join(''),
+    });
+    expect(await session`select * from dim_user`).toEqual([
+      {
+        user_id: 'mia',
+        branch_id: null,
+        name: 'Mia "M"',
+        email: null,
+        created_at: new Date('2024-06-01T10:00:00Z'),
+      },
+    ]);
   });
 
   test('vacuums what it has changed, and nothing else', async () => {
@@ -335,6 +363,7 @@ describe('DATABASE_URL', () => {
   test.each([
     'mysql://me:secret@localhost/gym',
     'postgres://me:sec#ret@host/gym',
+    'postgres://me:sec%ret@host/gym',
     'postgres://me:secret@127.0.0.1:1,127.0.0.1:2/gym',
     'secret',
   ])('of another kind is refused, its password not repeated: %s', async (url) => {
@@ -365,6 +394,45 @@ describe('DATABASE_URL', () => {
       stderr:
         'The database cannot be opened: database "no_such_gym" does not exist. Check DATABASE_URL.\n',
     });
+  });
+
+  test.each(['pglite:', 'pglite: ', 'pglite:memory://', 'pglite:file:///gym'])(
+    'that names no folder is refused: %j',
+    async (url) => {
+      expect(await run(url, 'npm run migrate')).toEqual({
+        code: 1,
+        stdout: '',
+        stderr:
+          'DATABASE_URL names no folder after pglite:. Set it to pglite:PATH, with the path of the folder that holds the embedded database.\n',
+      });
+    },
+  );
+
+  test('of an embedded database lets one process at a time use it', async () => {
+    const folder = await mkdtemp(join(tmpdir(), 'lead-conversions-shared-'));
+    const url = `pglite:${join(folder, 'gym')}`;
+    try {
+      const both = await Promise.all([run(url, 'npm run migrate'), run(url, 'npm run migrate')]);
+      const inUse = expect.stringMatching(
+        /^The embedded database in \S+ is in use by process \d+\. /,
+      );
+      expect(both.toSorted((one, other) => one.stderr.length - other.stderr.length)).toEqual([
+        { code: 0, stdout: expect.stringContaining(': migrated, '), stderr: '' },
+        { code: 0, stdout: 'Nothing to migrate: the database is up to date.\n', stderr: inUse },
+      ]);
+      // Left by a process that was killed.
+      await writeFile(`${join(folder, 'gym')}.lock`, '999999999');
+      expect(await run(url, 'npm run refresh')).toMatchObject({ code: 0, stderr: '' });
+      expect(await readdir(folder)).toEqual(['gym']);
+      expect(
+        await run(`pglite:${join(folder, 'gym/PG_VERSION')}`, 'npm run migrate'),
+      ).toMatchObject({
+        code: 1,
+        stderr: expect.stringMatching(/^The embedded database in \S+ cannot be opened: /),
+      });
+    } finally {
+      await rm(folder, { recursive: true });
+    }
   });
 
   test('of an embedded database that is not there does not make one', async () => {

@@ -3,6 +3,7 @@ import { connect } from 'node:net';
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import { openDatabase } from '../scripts/database.ts';
 import { explain, isTransient } from '../scripts/failure.ts';
+import { load } from '../scripts/load.ts';
 import { progressOn } from '../scripts/progress.ts';
 import { refresh } from '../scripts/refresh.ts';
 import { fctClientConversionEvents, fctLeadConversions } from '../views/index.ts';
@@ -142,6 +143,19 @@ test('the settings of a refresh are those in README.md', async () => {
     refresh.options
       .filter(({ long }) => long !== '--version')
       .map(({ long, defaultValue, envVar }) => [long, defaultValue, envVar]),
+  );
+});
+
+test('the settings of a load are those in README.md', async () => {
+  const readme = await readFile('README.md', 'utf8');
+  const rows = readme.matchAll(/^\| `(--\S+)` +\| (?:`(\S+)`)? *\| \w/gm);
+  expect([...rows].map(([, ...cells]) => cells)).toEqual(
+    load.options
+      .filter(({ long = '' }) => !['--version', '--retries', '--json'].includes(long))
+      .map(({ long, defaultValue }) => [
+        long,
+        typeof defaultValue === 'string' ? defaultValue : undefined,
+      ]),
   );
 });
 

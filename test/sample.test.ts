@@ -1,7 +1,7 @@
 import { readFile } from 'node:fs/promises';
 import { parse } from 'csv-parse/sync';
 import { beforeEach, expect, test } from 'vitest';
-import { loadFolder } from '../schema/load.ts';
+import { loadFolder } from '../scripts/load/folder.ts';
 import { fctClientConversionEvents, fctLeadConversions, refreshViews } from '../views/index.ts';
 import { rowsOf, useDatabase } from './support/database.ts';
 

@@ -1,209 +1,40 @@
-import { createReadStream } from 'node:fs';
-import { open, readdir } from 'node:fs/promises';
-import { join } from 'node:path';
-import { parse } from 'csv-parse';
-import { parse as parseSync } from 'csv-parse/sync';
 import { getTableName, type SQL, sql } from 'drizzle-orm';
 import { getTableConfig, type PgTable } from 'drizzle-orm/pg-core';
-import { dimBranch } from './dim_branch.ts';
-import { dimUser } from './dim_user.ts';
-import { fctCreditPackPurchases } from './fct_credit_pack_purchases.ts';
-import { fctMembershipPurchases } from './fct_membership_purchases.ts';
+import type { InputFile } from './files.ts';
+import { columnNames } from './header.ts';
+import { type Problems, shownProblems } from './problems.ts';
 
-/** One transaction on the database to load into, with a search_path in which no name means what others have created. */
+/**
+ * One transaction on the database to load into, in which names mean what Postgres has
+ * (see `pinSearchPath`).
+ */
 export interface LoadTransaction {
   /** Runs a statement and returns its rows. */
   query(statement: SQL): Promise<Record<string, unknown>[]>;
   /**
-   * Runs COPY … FROM STDIN on the bytes of a file, telling now and then how many
-   * it has read. Throws what Postgres reports, with `where` for the place.
+   * Runs COPY … FROM STDIN on lines in the text format. Throws what Postgres reports,
+   * with `where` for the place.
+   * https://www.postgresql.org/docs/16/sql-copy.html
    */
-  copy(
-    copy: { into: SQL; options: SQL },
-    file: string,
-    onRead: (bytes: number) => void,
-  ): Promise<void>;
+  copy(into: SQL, lines: AsyncIterable<string>): Promise<void>;
 }
 
-/** How far the loading of one file has come. */
-export interface LoadProgress {
-  /** Name of the file, such as `dim_user.csv`. */
-  file: string;
-  /** Bytes read so far, and in the whole file. Once they are equal, its rows are being stored. */
-  readBytes: number;
-  totalBytes: number;
+/** A record of a file, as it is stored. */
+export interface Row {
+  /** The line on which it ends. */
+  line: number;
+  values: (string | null)[];
 }
 
-/** What the loading of one file did. */
-export interface FileLoad {
-  /** Name of the file, such as `dim_user.csv`. */
-  file: string;
-  /** Rows in the file, the header not counted. */
-  rows: number;
-  /** Rows that were new to the table. */
-  inserted: number;
-  /** Rows whose key was there with other values. */
-  updated: number;
-}
+/** The rows of a file until all files are known to be right, each with its line. */
+const loadingOf = (table: PgTable): SQL =>
+  sql`pg_temp.${sql.identifier(`loading_${getTableName(table)}`)}`;
 
-/** The input tables, each after those that it refers to. */
-const inputTables = [dimBranch, dimUser, fctCreditPackPurchases, fctMembershipPurchases];
-
-interface InputFile {
-  table: PgTable;
-  name: string;
-  path: string;
-  bytes: number;
-  /** The header's columns, in the file's order. */
-  columns: string[];
-}
-
-/**
- * Loads the CSV files of a folder, each named after its input table
- * (`dim_user.csv`), in the given transaction. A file that is not there is not
- * loaded. A row whose key is in the table already replaces that row. Times
- * without an offset are UTC; an empty field is NULL. The caller vacuums the tables
- * that have changed once the transaction is committed.
- *
- * Throws an Error that names the file, and the line and column as far as
- * Postgres tells them, when the folder holds none of the files or a file cannot
- * be loaded. The caller rolls back then, and nothing has changed.
- */
-export async function loadFolder(
-  transaction: LoadTransaction,
-  folder: string,
-  onProgress: (progress: LoadProgress) => void = () => {},
-): Promise<FileLoad[]> {
-  const files = await findFiles(folder);
-  // The files' times mean the same in every session: UTC, and year, month, day
-  // in that order (so 03/04/2024 is refused, not guessed at).
-  await transaction.query(sql`set local time zone 'UTC'`);
-  await transaction.query(sql`set local datestyle to 'ISO, YMD'`);
-  const loads: FileLoad[] = [];
-  for (const file of files) {
-    loads.push(await loadFile(transaction, file, onProgress));
-  }
-  return loads;
-}
-
-/** The input files of a folder, their headers read and checked. */
-async function findFiles(folder: string): Promise<InputFile[]> {
-  const names = await readdir(folder).catch((error: NodeJS.ErrnoException) => {
-    throw new Error(`Cannot read the folder ${folder}: ${error.message}.`);
-  });
-  const files: InputFile[] = [];
-  for (const table of inputTables) {
-    const name = fileName(table);
-    if (names.includes(name)) {
-      files.push(await openFile(table, join(folder, name)));
-    }
-  }
-  if (files.length === 0) {
-    throw new Error(
-      `There is nothing to load in ${folder}: it has none of ${inputTables.map(fileName).join(', ')}.`,
-    );
-  }
-  return files;
-}
-
-const fileName = (table: PgTable) => `${getTableName(table)}.csv`;
-
-/** The columns of a table that are written. Those that Postgres derives are in no file. */
-const columnNames = (table: PgTable) =>
-  getTableConfig(table)
-    .columns.filter(({ generated }) => generated === undefined)
-    .map(({ name }) => name);
-
-/** Longer than any header; what has no header's end by then is no CSV. */
-const headerBytes = 65_536;
-
-async function openFile(table: PgTable, path: string): Promise<InputFile> {
-  const name = fileName(table);
-  const file = await open(path);
-  try {
-    const { size } = await file.stat();
-    const { buffer, bytesRead } = await file.read(Buffer.alloc(headerBytes), 0, headerBytes);
-    return {
-      table,
-      name,
-      path,
-      bytes: size,
-      columns: readHeader(table, buffer.subarray(0, bytesRead)),
-    };
-  } catch (error) {
-    throw new Error(`${name}, line 1: ${(error as Error).message}`, { cause: error });
-  } finally {
-    await file.close();
-  }
-}
-
-function readHeader(table: PgTable, start: Buffer): string[] {
-  const [columns = []] = parseSync(start, { bom: true, to: 1 });
-  const expected = columnNames(table);
-  const unknown = columns.find((column) => !expected.includes(column));
-  const missing = expected.find((column) => !columns.includes(column));
-  const repeated = columns.find((column, index) => columns.indexOf(column) < index);
-  const derived = getTableConfig(table).columns.find(({ name }) => name === unknown);
-  const problem =
-    (derived && `column ${derived.name} is derived from the details, and is to be left out`) ||
-    (unknown !== undefined && `unknown column ${JSON.stringify(unknown.slice(0, 40))}`) ||
-    (missing !== undefined && `column ${missing} is missing`) ||
-    (repeated !== undefined && `column ${repeated} stands twice`);
-  if (problem) {
-    throw new Error(
-      `${problem}. The header of a comma-separated ${fileName(table)} names ${expected.join(', ')}, in any order.`,
-    );
-  }
-  return columns;
-}
-
-/** The file's rows, checked one by one before any of them reaches its table. */
-const loading = sql`pg_temp.loading`;
-
-async function loadFile(
-  transaction: LoadTransaction,
-  file: InputFile,
-  onProgress: (progress: LoadProgress) => void,
-): Promise<FileLoad> {
-  const { table, name, path, bytes } = file;
-  const rules = await checkRules(transaction, table);
-  try {
-    // With the table's CHECKs and NOT NULLs, so that COPY tells the line of a
-    // row that breaks one, and with the rows counted for what is found later.
-    await transaction.query(sql`
-      create temporary table loading (
-        like ${table} including constraints,
-        file_row bigint generated always as identity
-      ) on commit drop`);
-    await transaction.copy(
-      {
-        into: sql`${loading} (${list(file.columns)})`,
-        options: sql.raw(`format csv, header, encoding 'UTF8'`),
-      },
-      path,
-      (readBytes) => onProgress({ file: name, readBytes, totalBytes: bytes }),
-    );
-    await refuseContradictions(transaction, file);
-    await refuseUnknownReferences(transaction, file);
-    const load = await upsert(transaction, table);
-    await transaction.query(sql`drop table ${loading}`);
-    return { file: name, ...load };
-  } catch (error) {
-    throw describe(error, file, rules);
-  }
-}
-
-/** What a CHECK demands, and of which column. */
-interface Rule {
-  column: string;
-  text: string;
-}
-
-/** The CHECKs of a table by name, explained by the comments on them. */
-async function checkRules(
+/** Throws an Error that says what to do if a table is not there. */
+export async function refuseUnmigrated(
   transaction: LoadTransaction,
   table: PgTable,
-): Promise<Map<string, Rule>> {
+): Promise<void> {
   const name = getTableName(table);
   const [relation] = await transaction.query(
     sql`select to_regclass(${`public.${name}`}) is null as missing`,
@@ -211,89 +42,226 @@ async function checkRules(
   if (relation?.missing) {
     throw new Error(`The database has no ${name}: it has not been migrated. Migrate it first.`);
   }
+}
+
+/** Creates the table for the rows of a file. Its rules are checked later, for all rows at once. */
+export async function createLoading(transaction: LoadTransaction, table: PgTable): Promise<void> {
+  const names = columnNames(table);
+  const columns = getTableConfig(table)
+    .columns.filter(({ name }) => names.includes(name))
+    .map((column) => sql`${sql.identifier(column.name)} ${sql.raw(column.getSQLType())}`);
+  await transaction.query(sql`
+    create temporary table ${sql.identifier(`loading_${getTableName(table)}`)} (
+      file_line bigint, ${sql.join(columns, sql`, `)}
+    ) on commit drop`);
+}
+
+/** How many characters are sent at once. */
+const chunkLength = 2 ** 16;
+
+/** Stores rows for the time being, with values for these columns. */
+export async function copyRows(
+  transaction: LoadTransaction,
+  { table, name }: InputFile,
+  columns: string[],
+  rows: AsyncGenerator<Row>,
+): Promise<void> {
+  /** By how much lines of the file are ahead of rows, from which row on. */
+  const offsets: [row: number, offset: number][] = [];
+  let row = 0;
+  const lines = async function* () {
+    let chunk = '';
+    for await (const { line, values } of rows) {
+      row += 1;
+      if (line - row !== offsets.at(-1)?.[1]) {
+        offsets.push([row, line - row]);
+      }
+      chunk += `${[String(line), ...values.map(asCopyText)].join('\t')}\n`;
+      if (chunk.length > chunkLength) {
+        yield chunk;
+        chunk = '';
+      }
+    }
+    yield chunk;
+  };
+  try {
+    await transaction.copy(sql`${loadingOf(table)} (file_line, ${list(columns)})`, lines());
+  } catch (error) {
+    // Rare: what was not found to be wrong with the values before, such as too large a number in JSON.
+    const { code = '', message, where = '' } = error as Error & { code?: string; where?: string };
+    if (!/^(22|54)\w{3}$/.test(code)) {
+      throw error;
+    }
+    // COPY loading_dim_user, line 3, column created_at: "2024-06-01 12:00:00+00:00"
+    const [, number, column] =
+      /\S+ (\d+)(?:, \S+ (\w+))?/.exec(where.replace(/^\S+ \S+ /, '')) ?? [];
+    const [, offset = 0] = offsets.findLast(([from]) => from <= Number(number)) ?? [];
+    const place = [name, number && `line ${Number(number) + offset}`, column && `column ${column}`];
+    throw new Error(`${place.filter(Boolean).join(', ')}: ${message}.`, { cause: error });
+  }
+}
+
+const copyEscapes: Record<string, string> = {
+  '\\': '\\\\',
+  '\t': '\\t',
+  '\n': '\\n',
+  '\r': '\\r',
+};
+
+/** A value in the text format of COPY, in which a backslash never ends the data. */
+const asCopyText = (value: string | null): string =>
+  value === null
+    ? '\\N'
+    : value.replace(/[\\\t\n\r]/g, (character) => copyEscapes[character] ?? '');
+
+/** The tables that a load is for, by whether all records of their files could be read. */
+export interface Loading {
+  complete: PgTable[];
+  incomplete: PgTable[];
+}
+
+/** Adds what is wrong with the rows of a table, by its rules and in the company of all other rows. */
+export async function addProblemsOfRows(
+  transaction: LoadTransaction,
+  table: PgTable,
+  problems: Problems,
+  loading: Loading,
+): Promise<void> {
+  for (const query of [
+    ...(await brokenRules(transaction, table)),
+    contradictions(table),
+    ...unknownReferences(table, loading),
+  ]) {
+    const rows = await transaction.query(sql`
+      select *, count(*) over () as total
+      from (${query}) as problems
+      order by file_line
+      limit ${sql.raw(String(shownProblems))}`);
+    for (const { file_line: line, column, text } of rows) {
+      problems.add({ line: Number(line), column: column as string, text: text as string });
+    }
+    problems.addUnseen(Math.max(0, Number(rows[0]?.total ?? 0) - rows.length));
+  }
+}
+
+/** For each CHECK of a table, the rows that it refuses, and what its comment says of it. */
+async function brokenRules(transaction: LoadTransaction, table: PgTable): Promise<SQL[]> {
   const checks = await transaction.query(sql`
     select
-      pg_constraint.conname as name,
       pg_attribute.attname as column,
-      obj_description(pg_constraint.oid, 'pg_constraint') as text
+      pg_get_expr(pg_constraint.conbin, pg_constraint.conrelid) as condition,
+      coalesce(
+        obj_description(pg_constraint.oid, 'pg_constraint'),
+        'is refused by ' || pg_constraint.conname
+      ) as rule
     from pg_constraint
     inner join pg_attribute
       on pg_constraint.conrelid = pg_attribute.attrelid
       and pg_attribute.attnum = pg_constraint.conkey[1]
-    where pg_constraint.conrelid = to_regclass(${`public.${name}`})
-      and pg_constraint.contype = 'c'`);
-  return new Map(checks.map(({ name, ...rule }) => [name as string, rule as unknown as Rule]));
+    where pg_constraint.conrelid = to_regclass(${`public.${getTableName(table)}`})
+      and pg_constraint.contype = 'c'
+    order by pg_constraint.conname`);
+  return checks.map(({ column, condition, rule }) => {
+    const value = sql.identifier(String(column));
+    const isRefused = sql`not (${sql.raw(String(condition))})`;
+    return sql`
+      select file_line, ${column}::text as column, ${quoted(value)} || ' ' || ${rule} as text
+      from ${loadingOf(table)}
+      where ${column === 'timezone_id' ? unlessUnknownZone(value, isRefused) : isRefused}`;
+  });
 }
 
-/** Throws if one key stands in the file with different values. */
-async function refuseContradictions(transaction: LoadTransaction, file: InputFile): Promise<void> {
-  const keys = keyNames(file.table);
-  const others = columnNames(file.table).filter((name) => !keys.includes(name));
-  const [contradiction] = await transaction.query(sql`
-    with repeated_keys as (
-      select ${list(keys)}, min(file_row) as first_row
+/** That a time zone is unknown or refused. Postgres itself raises an error for one that it does not know. */
+const unlessUnknownZone = (
+  zone: SQL.Aliased | ReturnType<typeof sql.identifier>,
+  isRefused: SQL,
+) => sql`
+  case
+    when lower(${zone}) in (select lower(name) from pg_timezone_names) then ${isRefused}
+    else ${zone} is not null
+  end`;
+
+/** The rows whose key stands in an earlier line with other values. */
+function contradictions(table: PgTable): SQL {
+  const keys = keyNames(table);
+  const others = columnNames(table).filter((name) => !keys.includes(name));
+  const loading = loadingOf(table);
+  return sql`
+    select
+      later.file_line,
+      null::text as column,
+      concat_ws(', ', ${sql.join(
+        keys.map((key) => sql`${`${key} `}::text || ${quoted(sql`later.${sql.identifier(key)}`)}`),
+        sql`, `,
+      )}) || ' stands in line ' || first.file_line || ' too, with other values' as text
+    from (
+      select ${list(keys)}, min(file_line) as first_line
       from ${loading}
       group by ${list(keys)}
       having count(*) > 1
-    )
-    select first.file_row as first_row, later.file_row as later_row, ${list(keys, 'later')}
-    from repeated_keys
+    ) as repeated_keys
     inner join ${loading} as first
-      on repeated_keys.first_row = first.file_row
+      on repeated_keys.first_line = first.file_line
+      and (${list(keys, 'repeated_keys')}) = (${list(keys, 'first')})
     inner join ${loading} as later
       on (${list(keys, 'repeated_keys')}) = (${list(keys, 'later')})
-    where ${differ(file.table, others, 'first', 'later')}
-    order by later.file_row
-    limit 1`);
-  if (contradiction) {
-    const firstLine = await lineOfRow(file.path, Number(contradiction.first_row));
-    const line = await lineOfRow(file.path, Number(contradiction.later_row));
-    throw new Error(
-      `${file.name}, line ${line}: ${nameValues(keys, contradiction)} stands in line ${firstLine} too, with other values.`,
-    );
-  }
+    where ${differ(table, others, 'first', 'later')}`;
 }
 
-/** Throws if a row names a branch or a user that is not there. */
-async function refuseUnknownReferences(
-  transaction: LoadTransaction,
-  file: InputFile,
-): Promise<void> {
-  for (const foreignKey of getTableConfig(file.table).foreignKeys) {
-    const { columns, foreignTable, foreignColumns } = foreignKey.reference();
-    const names = columns.map(({ name }) => name);
-    const foreignNames = foreignColumns.map(({ name }) => name);
-    const [orphan] = await transaction.query(sql`
-      select file_row, ${list(names)}
-      from ${loading}
-      where num_nulls(${list(names)}) = 0
-        and not exists (
-          select from ${foreignTable} as known
-          where (${list(foreignNames, 'known')}) = (${list(names, 'loading')})
+/**
+ * For each foreign key, the rows that name a branch or a user that neither the table has
+ * nor its file. Where records of that file could not be read, nobody knows.
+ */
+function unknownReferences(table: PgTable, { complete, incomplete }: Loading): SQL[] {
+  return getTableConfig(table)
+    .foreignKeys.map((foreignKey) => foreignKey.reference())
+    .filter(({ foreignTable }) => !incomplete.includes(foreignTable))
+    .map(({ columns, foreignTable, foreignColumns }) => {
+      const [name = '', foreignName = ''] = [columns[0]?.name, foreignColumns[0]?.name];
+      const [value, foreignValue] = [sql.identifier(name), sql.identifier(foreignName)];
+      const inFile = complete.includes(foreignTable)
+        ? sql`and not exists (
+            select from ${loadingOf(foreignTable)} as other
+            where other.${foreignValue} = loading.${value}
+          )`
+        : sql``;
+      return sql`
+        with
+        named as materialized (
+          select distinct ${value} as key from ${loadingOf(table)} where ${value} is not null
+        ),
+        found as materialized (
+          select known.${foreignValue} as key
+          from ${foreignTable} as known
+          inner join named on known.${foreignValue} = named.key
         )
-      order by file_row
-      limit 1`);
-    if (orphan) {
-      const line = await lineOfRow(file.path, Number(orphan.file_row));
-      throw new Error(
-        `${file.name}, line ${line}, column ${names}: ${getTableName(foreignTable)} has no ${nameValues(names, orphan)}.`,
-      );
-    }
-  }
+        select
+          file_line,
+          ${name}::text as column,
+          ${`${getTableName(foreignTable)} has no ${foreignName} `}::text || ${quoted(value)} as text
+        from ${loadingOf(table)} as loading
+        where ${value} is not null
+          and not exists (select from found where found.key = loading.${value})
+          ${inFile}`;
+    });
 }
+
+/** A value as messages show it, cut where it is long. */
+const quoted = (value: SQL | ReturnType<typeof sql.identifier>): SQL =>
+  sql`to_json(left(${value}::text, 80))::text || case when length(${value}::text) > 80 then '…' else '' end`;
 
 /** Moves the checked rows into their table; rows that are there as they are stay untouched. */
-async function upsert(
+export async function upsert(
   transaction: LoadTransaction,
   table: PgTable,
-): Promise<Omit<FileLoad, 'file'>> {
+): Promise<{ rows: number; inserted: number; updated: number }> {
   const keys = keyNames(table);
   const others = columnNames(table).filter((name) => !keys.includes(name));
   const [counts] = await transaction.query(sql`
     with upserted as (
       insert into ${table} as stored (${list(columnNames(table))})
       select distinct on (${list(keys)}) ${list(columnNames(table))}
-      from ${loading}
+      from ${loadingOf(table)}
       order by ${list(keys)}
       on conflict (${list(keys)}) do update
       set (${list(others)}) = (${list(others, 'excluded')})
@@ -302,7 +270,7 @@ async function upsert(
       returning xmax = 0 as inserted
     )
     select
-      (select count(*) from ${loading}) as rows,
+      (select count(*) from ${loadingOf(table)}) as rows,
       count(*) filter (where inserted) as inserted,
       count(*) filter (where not inserted) as updated
     from upserted`);
@@ -337,60 +305,10 @@ function differ(table: PgTable, names: string[], one: string, other: string): SQ
   return sql`(${values(one)}) is distinct from (${values(other)})`;
 }
 
-const nameValues = (names: string[], row: Record<string, unknown>) =>
-  names.map((name) => `${name} ${JSON.stringify(row[name])}`).join(', ');
-
-const keyNames = (table: PgTable): string[] => {
+/** The columns of the primary key of a table. */
+export const keyNames = (table: PgTable): string[] => {
   const { columns, primaryKeys } = getTableConfig(table);
   return (primaryKeys[0]?.columns ?? columns.filter(({ primary }) => primary)).map(
     ({ name }) => name,
   );
 };
-
-/** The line of a file on which its nth row ends: a quoted field may span lines. */
-async function lineOfRow(path: string, row: number): Promise<number | undefined> {
-  const source = createReadStream(path);
-  const rows = source.pipe(
-    parse({ from: row + 1, info: true, relax_column_count: true, relax_quotes: true }),
-  );
-  try {
-    for await (const { info } of rows) {
-      return info.lines;
-    }
-  } finally {
-    source.destroy();
-  }
-}
-
-/** A driver's error: postgres.js has column_name and constraint_name, PGlite column and constraint. */
-interface DatabaseError extends Error {
-  code?: string;
-  detail?: string;
-  where?: string;
-  column_name?: string;
-  column?: string;
-  constraint_name?: string;
-  constraint?: string;
-}
-
-/** What Postgres says of bad data, with the place in the file; any other error as it is. */
-function describe(error: unknown, file: InputFile, rules: Map<string, Rule>): unknown {
-  const reported = error as DatabaseError;
-  // Data exceptions, broken constraints, exceeded limits:
-  // https://www.postgresql.org/docs/16/errcodes-appendix.html
-  if (!/^(22|23|54)\w{3}$/.test(reported.code ?? '')) {
-    return error;
-  }
-  const rule = rules.get(reported.constraint_name ?? reported.constraint ?? '');
-  // COPY loading, line 3, column created_at: "yesterday or so"
-  const [, line, columnOfValue] =
-    /loading, \S+ (\d+)(?:, \S+ (\w+))?/.exec(reported.where ?? '') ?? [];
-  const column = columnOfValue ?? rule?.column ?? reported.column_name ?? reported.column;
-  const place = [file.name, line && `line ${line}`, column && `column ${column}`];
-  const reason =
-    rule?.text ??
-    (reported.code === '23502'
-      ? 'must not be empty'
-      : [reported.message, reported.detail].filter(Boolean).join(': '));
-  return new Error(`${place.filter(Boolean).join(', ')}: ${reason}`, { cause: error });
-}

@@ -1,0 +1,91 @@
+import { readdir, stat } from 'node:fs/promises';
+import { join } from 'node:path';
+import { getTableName } from 'drizzle-orm';
+import type { PgTable } from 'drizzle-orm/pg-core';
+import {
+  dimBranch,
+  dimUser,
+  fctCreditPackPurchases,
+  fctMembershipPurchases,
+} from '../../schema/index.ts';
+import type { Source } from './text.ts';
+
+/** The input tables, each after those that it refers to. */
+export const inputTables = [dimBranch, dimUser, fctCreditPackPurchases, fctMembershipPurchases];
+
+/** A file that is named after an input table. */
+export interface InputFile extends Source {
+  table: PgTable;
+  /** Its name, such as `dim_user.csv`. */
+  name: string;
+  bytes: number;
+  /** When it was last written, in milliseconds. */
+  writtenAt: number;
+}
+
+const namesOf = (table: PgTable) => [`${getTableName(table)}.csv`, `${getTableName(table)}.csv.gz`];
+
+/** What is perhaps meant to be loaded, by its name. */
+const isLikely = (name: string) =>
+  /csv|tsv|xlsx?$|parquet|branch|user|purchase/i.test(name) && !name.startsWith('.');
+
+/**
+ * The files of a folder that are loaded, in the order of the tables, and the names of
+ * those that are perhaps meant to be, but are not.
+ *
+ * Throws an Error that says what to do where there is nothing to load, or it is not
+ * clear what is.
+ */
+export async function findFiles(folder: string): Promise<{ files: InputFile[]; others: string[] }> {
+  const entries = await readdir(folder, { withFileTypes: true }).catch(
+    (error: NodeJS.ErrnoException) => {
+      throw new Error(`The folder ${folder} cannot be read: ${error.message}.`);
+    },
+  );
+  const names = entries.map(({ name }) => name);
+  const files: InputFile[] = [];
+  for (const table of inputTables) {
+    const found = namesOf(table).filter((name) => names.includes(name));
+    if (found.length > 1) {
+      throw new Error(
+        `${folder} has both ${found.join(' and ')}. Leave the one that is to be loaded.`,
+      );
+    }
+    for (const name of found) {
+      const path = join(folder, name);
+      files.push({
+        ...{ table, name, path, isCompressed: name.endsWith('.gz') },
+        ...(await look(path, name)),
+      });
+    }
+  }
+  if (files.length === 0) {
+    throw new Error(
+      `There is nothing to load in ${folder}: it has none of ${inputTables.map((table) => namesOf(table)[0]).join(', ')}, nor one of them as .csv.gz.`,
+    );
+  }
+  const others = entries
+    .filter((entry) => !entry.isDirectory() && isLikely(entry.name))
+    .map(({ name }) => name)
+    .filter((name) => !files.some((file) => file.name === name));
+  return { files, others: others.toSorted() };
+}
+
+/** What is known of a file before it is read. Others than files are not opened: that may wait for ever. */
+async function look(path: string, name: string) {
+  const found = await stat(path);
+  if (!found.isFile()) {
+    throw new Error(
+      `${name} is ${found.isDirectory() ? 'a folder' : 'a pipe or a device'}, not a file.`,
+    );
+  }
+  return { bytes: found.size, writtenAt: found.mtimeMs };
+}
+
+/** Throws an Error if a file has been written to since it was found. */
+export async function refuseChanged({ path, name, bytes, writtenAt }: InputFile): Promise<void> {
+  const now = await look(path, name);
+  if (now.bytes !== bytes || now.writtenAt !== writtenAt) {
+    throw new Error(`${name} was written to while it was read. Load it once it is complete.`);
+  }
+}

@@ -1,0 +1,297 @@
+import { getTableName, sql } from 'drizzle-orm';
+import { getTableConfig, type PgTable } from 'drizzle-orm/pg-core';
+import { findFiles, type InputFile, inputTables, refuseChanged } from './files.ts';
+import { bare, columnNames, type Header, type HeaderOptions, readHeader } from './header.ts';
+import { describe, type Problems, problemsOf, quote } from './problems.ts';
+import { type CsvOptions, type Field, readRecords } from './records.ts';
+import {
+  addProblemsOfRows,
+  copyRows,
+  createLoading,
+  keyNames,
+  type LoadTransaction,
+  type Row,
+  refuseUnmigrated,
+  upsert,
+} from './tables.ts';
+import { readText, type UnreadableError } from './text.ts';
+import { readInstant, wrongWithJson } from './values.ts';
+
+/** How the files are written. */
+export interface LoadOptions {
+  /** Other names of columns in the files, each as `FROM=TO`. */
+  rename?: string[];
+  /** Whether to leave out columns that a table does not have. */
+  ignoreColumns?: boolean;
+  /** What stands for NULL where it is not quoted, beside nothing at all. */
+  null?: string[];
+  /** What escapes a quote within quotes: a second one, or `\`. */
+  escape?: string;
+  onProgress?: (progress: LoadProgress) => void;
+  /** Told of what is not loaded, in sentences. */
+  onWarning?: (warning: string) => void;
+}
+
+/** How far the loading of one file has come. */
+export interface LoadProgress {
+  /** Name of the file, such as `dim_user.csv`. */
+  file: string;
+  /** Bytes read so far, and in the whole file. Once they are equal, its rows are being stored. */
+  readBytes: number;
+  totalBytes: number;
+}
+
+/** What the loading of one file did. */
+export interface FileLoad {
+  /** Name of the file, such as `dim_user.csv`. */
+  file: string;
+  /** Records in the file, the header not counted. */
+  rows: number;
+  /** Rows that were new to the table. */
+  inserted: number;
+  /** Rows whose key was there with other values. */
+  updated: number;
+}
+
+/**
+ * Loads the CSV files of a folder, each named after its input table
+ * (`dim_user.csv`, or `dim_user.csv.gz`), in the given transaction. A file that is not
+ * there is not loaded. A row whose key is in the table already replaces that row. The
+ * caller vacuums the tables that have changed once the transaction is committed.
+ *
+ * Throws an Error with the first problems of all files, each with its file, line and
+ * column, when a file cannot be loaded as it is. The caller rolls back then, and nothing
+ * has changed.
+ */
+export async function loadFolder(
+  transaction: LoadTransaction,
+  folder: string,
+  options: LoadOptions = {},
+): Promise<FileLoad[]> {
+  const { onProgress = () => {}, onWarning = () => {} } = options;
+  const header = headerOptions(options);
+  const csv = csvOptions(options);
+  const { files, others } = await findFiles(folder);
+  // The files' times mean the same in every session.
+  await transaction.query(sql`set local time zone 'UTC'`);
+  await transaction.query(sql`set local datestyle to 'ISO, YMD'`);
+  const readings: Reading[] = [];
+  for (const file of files) {
+    await refuseUnmigrated(transaction, file.table);
+    readings.push(await readFile(transaction, file, header, csv, onProgress));
+  }
+  refuseUnusedRenames(options.rename ?? [], readings);
+  const tablesOf = (found: Reading[]) => found.map(({ file }) => file.table);
+  const loading = {
+    complete: tablesOf(readings.filter(({ isComplete }) => isComplete)),
+    incomplete: tablesOf(readings.filter(({ isComplete }) => !isComplete)),
+  };
+  for (const { file, header, problems } of readings) {
+    if (header) {
+      await addProblemsOfRows(transaction, file.table, problems, loading);
+    }
+  }
+  if (readings.some(({ problems }) => problems.total > 0)) {
+    throw new Error(describe(readings.map(({ problems }) => problems)));
+  }
+  for (const { file, header } of readings) {
+    if (header && header.ignored.length > 0) {
+      onWarning(
+        `${file.name} was loaded without the columns ${header.ignored.map((name) => JSON.stringify(name)).join(', ')}.`,
+      );
+    }
+  }
+  if (others.length > 0) {
+    const names = inputTables.map((table) => `${getTableName(table)}.csv`);
+    onWarning(
+      `Not loaded: ${others.join(', ')}. Files are loaded that have one of these names: ${names.join(', ')}, or the same with .gz.`,
+    );
+  }
+  const loads: FileLoad[] = [];
+  for (const { file } of readings) {
+    onProgress({ file: file.name, readBytes: file.bytes, totalBytes: file.bytes });
+    loads.push({ file: file.name, ...(await upsert(transaction, file.table)) });
+  }
+  return loads;
+}
+
+/** What was read of one file into the database, and what is wrong with it. */
+interface Reading {
+  file: InputFile;
+  problems: Problems;
+  /** Undefined if the file has none that can be used: then nothing was read. */
+  header?: Header;
+  /** Whether all of its records were read, so that none of its keys is unknown. */
+  isComplete: boolean;
+}
+
+/** Reads a file into a temporary table, as far as its records can be. */
+async function readFile(
+  transaction: LoadTransaction,
+  file: InputFile,
+  headerOptions: HeaderOptions,
+  csv: Omit<CsvOptions, 'delimiter'>,
+  onProgress: (progress: LoadProgress) => void,
+): Promise<Reading> {
+  const { table, name, bytes } = file;
+  const problems = problemsOf(name);
+  const addUnreadable = ({ message, line }: UnreadableError) =>
+    problems.add({ line, text: message });
+  const onRead = (readBytes: number) => {
+    if (readBytes < bytes) {
+      onProgress({ file: name, readBytes, totalBytes: bytes });
+    }
+  };
+  let header: Header;
+  let text: AsyncGenerator<string>;
+  try {
+    const begun = await beginText(readText(file, onRead));
+    text = begun.text;
+    header = readHeader(table, begun.start, headerOptions);
+  } catch (error) {
+    addUnreadable(error as UnreadableError);
+    return { file, problems, isComplete: false };
+  }
+  const { columns, delimiter } = header;
+  let isComplete = true;
+  const records = readRecords(text, { ...csv, delimiter }, (mistake) => {
+    isComplete = false;
+    problems.add(mistake);
+  });
+  const readers = columns.map((column) => column && readerOf(table, column));
+  const rows = async function* (): AsyncGenerator<Row> {
+    try {
+      await records.next(); // the header
+      for await (const { line, fields } of records) {
+        if (fields.length !== columns.length) {
+          isComplete = false;
+          problems.add({
+            line,
+            text: `the line has ${fields.length} fields, but the header has ${columns.length}`,
+          });
+          continue;
+        }
+        const values: (string | null)[] = [];
+        for (const [index, reader] of readers.entries()) {
+          if (reader) {
+            values.push(
+              reader(fields[index], (text) => problems.add({ line, column: columns[index], text })),
+            );
+          }
+        }
+        yield { line, values };
+      }
+      await refuseChanged(file);
+    } catch (error) {
+      // Not thrown, which would end the transaction: there may be more to say of other files.
+      isComplete = false;
+      addUnreadable(error as UnreadableError);
+    }
+  };
+  const names = columns.filter((column) => column !== undefined);
+  await createLoading(transaction, table);
+  await copyRows(transaction, file, names, rows());
+  return { file, problems, header, isComplete };
+}
+
+/** The beginning of a text, which has the header in it, and all of the text. */
+async function beginText(
+  chunks: AsyncGenerator<string>,
+): Promise<{ start: string; text: AsyncGenerator<string> }> {
+  let start = '';
+  for (;;) {
+    const { value, done } = await chunks.next();
+    start += value ?? '';
+    if (done || start.length >= longestHeader) {
+      break;
+    }
+  }
+  const text = (async function* () {
+    yield start;
+    yield* chunks;
+  })();
+  return { start, text };
+}
+
+/** Longer than any header. */
+const longestHeader = 65_536;
+
+/** Reads a field of one column: gives what is stored, and tells what is wrong with it. */
+type Reader = (field: Field, refuse: (text: string) => void) => string | null;
+
+/** Columns of free text, in which an empty text that is quoted is one. In all others it is NULL. */
+const freeTexts = ['name', 'email', 'city', 'country'];
+
+function readerOf(table: PgTable, name: string): Reader {
+  const isKey = keyNames(table).includes(name);
+  const type = getTableConfig(table)
+    .columns.find((column) => column.name === name)
+    ?.getSQLType();
+  return (field, refuse) => {
+    if (field === undefined || field === null || (field === '' && !freeTexts.includes(name))) {
+      if (isKey) {
+        refuse('must not be empty');
+      }
+      return null;
+    }
+    if (field.includes('\0')) {
+      refuse(`${quote(field)} has a NUL character, which Postgres cannot store`);
+      return null;
+    }
+    if (type === 'timestamp with time zone') {
+      const instant = readInstant(field);
+      if ('wrong' in instant) {
+        refuse(instant.wrong + adviceOnNull(field));
+        return null;
+      }
+      return instant.value;
+    }
+    if (type === 'jsonb') {
+      const wrong = wrongWithJson(field);
+      if (wrong) {
+        refuse(wrong + adviceOnNull(field));
+        return null;
+      }
+    }
+    return field;
+  };
+}
+
+/** What stands for NULL in many exports. */
+const adviceOnNull = (field: string) =>
+  /^(null|\\n|n\/?a|none|nil|-)$/i.test(field)
+    ? `. If it stands for NULL, load with --null '${field}'`
+    : '';
+
+/** Reads --rename and --ignore-columns. */
+function headerOptions({ rename = [], ignoreColumns = false }: LoadOptions): HeaderOptions {
+  const renamed = rename.map((text) => {
+    const [, from = '', to = ''] = /^(.+)=([^=]+)$/s.exec(text) ?? [];
+    if (!inputTables.some((table) => columnNames(table).includes(to))) {
+      throw new Error(
+        `--rename is FROM=TO, with a column of an input table as TO, not ${JSON.stringify(text)}.`,
+      );
+    }
+    return [bare(from), to] as const;
+  });
+  return { renamed: new Map(renamed), ignoresOthers: ignoreColumns };
+}
+
+/** Reads --null and --escape. */
+function csvOptions(options: LoadOptions): Omit<CsvOptions, 'delimiter'> {
+  const { null: nulls = [], escape: character = '"' } = options;
+  if (character !== '"' && character !== '\\') {
+    throw new Error(`--escape is " or \\, not ${JSON.stringify(character)}.`);
+  }
+  return { nulls: new Set(nulls), hasBackslashes: character === '\\' };
+}
+
+function refuseUnusedRenames(rename: string[], readings: Reading[]): void {
+  const used = readings.flatMap(({ header }) => header?.renamed ?? []);
+  const unused = rename.filter((text) => !used.includes(bare(text.replace(/=[^=]+$/s, ''))));
+  if (unused.length > 0 && readings.every(({ header }) => header)) {
+    throw new Error(
+      `No file has the column that --rename ${unused.map((text) => JSON.stringify(text)).join(' and ')} names.`,
+    );
+  }
+}

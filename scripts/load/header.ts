@@ -1,0 +1,125 @@
+import { parse } from 'csv-parse/sync';
+import { getTableConfig, type PgTable } from 'drizzle-orm/pg-core';
+
+/** How the names in headers are read. */
+export interface HeaderOptions {
+  /** Other names of columns in the files, each with the name in the table. */
+  renamed: Map<string, string>;
+  /** Whether columns that the table does not have are left out. */
+  ignoresOthers: boolean;
+}
+
+/** What the first line of a file says. */
+export interface Header {
+  delimiter: string;
+  /** By position in a record, the column of the table, or undefined for one that is left out. */
+  columns: (string | undefined)[];
+  /** The names that are left out. */
+  ignored: string[];
+  /** The other names (see `HeaderOptions`) that it has. */
+  renamed: string[];
+}
+
+const delimiters = [',', ';', '\t', '|'];
+
+/** Names that exports of this data have, beside those of the tables. */
+const otherNames: Record<string, Record<string, string>> = {
+  fct_membership_purchases: {
+    membership_id: 'user_membership_id',
+    // As the requirements have it (figure 1.3.5).
+    credit_membership_purchase_atpack_purchased_at: 'membership_purchased_at',
+  },
+};
+
+/** A name without what makes no difference: case, spaces, `-` and `_`. */
+export const bare = (name: string): string => name.toLowerCase().replace(/[\s_-]+/g, '');
+
+/** The columns of a table that are written. Those that Postgres derives are in no file. */
+export const columnNames = (table: PgTable): string[] =>
+  getTableConfig(table)
+    .columns.filter(({ generated }) => generated === undefined)
+    .map(({ name }) => name);
+
+/**
+ * Reads the header at the start of a file, which says what separates the fields: what
+ * tells most of the table's columns apart.
+ *
+ * Throws an Error that names all that is wrong with the header.
+ */
+export function readHeader(
+  table: PgTable,
+  start: string,
+  { renamed, ignoresOthers }: HeaderOptions,
+): Header {
+  const { name: tableName, columns: declared } = getTableConfig(table);
+  const expected = columnNames(table);
+  const known = new Map<string, string>(
+    [
+      ...expected.map((name) => [name, name] as const),
+      ...Object.entries(otherNames[tableName] ?? {}),
+    ].map(([name, column]) => [bare(name), column]),
+  );
+  for (const [from, to] of renamed) {
+    if (expected.includes(to)) {
+      known.set(from, to);
+    }
+  }
+  const readings = delimiters.map((delimiter) => {
+    const names = firstRecord(start, delimiter) ?? [];
+    return { delimiter, names, found: names.filter((name) => known.has(bare(name))).length };
+  });
+  const { delimiter, names } = readings.reduce((best, other) =>
+    other.found > best.found || (best.found === 0 && other.names.length > best.names.length)
+      ? other
+      : best,
+  );
+  const columns = names.map((name) => known.get(bare(name)));
+  const unknown = names.filter((_, index) => columns[index] === undefined);
+  const derived = declared.filter(
+    ({ name, generated }) => generated && unknown.some((other) => bare(other) === bare(name)),
+  );
+  const strangers = unknown.filter(
+    (name) => !derived.some((other) => bare(other.name) === bare(name)),
+  );
+  const missing = expected.filter((name) => !columns.includes(name));
+  const repeated = expected.filter(
+    (name) => columns.filter((column) => column === name).length > 1,
+  );
+  const show = (list: string[]) => list.map((name) => JSON.stringify(name.slice(0, 40))).join(', ');
+  const problems = [
+    names.length === 0 && 'the file has no header, or one that is quoted wrongly',
+    missing.length > 0 && names.length > 0 && `the header lacks ${missing.join(', ')}`,
+    repeated.length > 0 && `the header has ${repeated.join(', ')} more than once`,
+    derived.length > 0 &&
+      !ignoresOthers &&
+      `${derived.map(({ name }) => name).join(', ')} is derived from the details`,
+    strangers.length > 0 && !ignoresOthers && `the table has no ${show(strangers)}`,
+  ].filter(Boolean);
+  if (problems.length > 0) {
+    throw new Error(
+      `${problems.join('; ')}. The columns of ${tableName} are ${expected.join(', ')}, in any order. Give other names with --rename FROM=TO, and leave out what the table does not have with --ignore-columns`,
+    );
+  }
+  return {
+    delimiter,
+    columns,
+    ignored: unknown,
+    renamed: names.map(bare).filter((name) => renamed.has(name)),
+  };
+}
+
+/** The fields of the first line that has any. */
+function firstRecord(start: string, delimiter: string): string[] | undefined {
+  try {
+    const [record]: string[][] = parse(start, {
+      delimiter,
+      record_delimiter: ['\r\n', '\n', '\r'],
+      skip_empty_lines: true,
+      skip_records_with_empty_values: true,
+      to: 1,
+    });
+    return record;
+  } catch {
+    return undefined; // not with this delimiter
+  }
+}

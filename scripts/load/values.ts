@@ -1,0 +1,81 @@
+import { quote } from './problems.ts';
+
+const instantShape =
+  /^(\d{4}-\d\d-\d\d)(?:[T ](\d\d):(\d\d)(?::(\d\d)(\.\d+)?)?(?: ?(?:Z|UTC|([+-]\d\d)(?::?(\d\d))?))?)?$/;
+
+const minuteMs = 60_000;
+const dayMs = 24 * 60 * minuteMs;
+
+/**
+ * An instant as Postgres reads it in every session, or what is wrong with it. It is
+ * written as in ISO 8601, with a year of four digits. Without an offset it is UTC. Times
+ * of the day up to 24:00:00 and seconds up to 60 mean what they mean in Postgres.
+ * https://www.postgresql.org/docs/16/datatype-datetime.html#DATATYPE-DATETIME-INPUT
+ */
+export function readInstant(text: string): { value: string } | { wrong: string } {
+  const [
+    isShaped,
+    date = '',
+    hours = '00',
+    minutes = '00',
+    seconds = '00',
+    fraction = '',
+    ...offset
+  ] = instantShape.exec(text) ?? [];
+  if (isShaped === undefined) {
+    return {
+      wrong: `${quote(text)} is not a time. Write 2024-06-01 or 2024-06-01T12:30:00Z; another offset such as +05:30 may stand in place of Z, and none is UTC`,
+    };
+  }
+  const [offsetHours = '+00', offsetMinutes = '00'] = offset;
+  const time =
+    (Number(hours) * 60 + Number(minutes)) * minuteMs +
+    Math.round(Number(`${seconds}${fraction}`) * 1e6) / 1e3; // Postgres keeps microseconds
+  const shift =
+    (Math.abs(Number(offsetHours)) * 60 + Number(offsetMinutes)) *
+    minuteMs *
+    (offsetHours.startsWith('-') ? -1 : 1);
+  const midnight = new Date(`${date}T00:00:00Z`);
+  const isOnCalendar = !Number.isNaN(midnight.valueOf()) && midnight.toISOString().startsWith(date);
+  const isOnClock =
+    Number(minutes) <= 59 &&
+    Number(seconds) <= 60 &&
+    time <= dayMs &&
+    Number(offsetMinutes) <= 59 &&
+    Math.abs(Number(offsetHours)) <= 15;
+  if (!isOnCalendar || !isOnClock) {
+    return { wrong: `${quote(text)} is not a time that exists` };
+  }
+  const instant = midnight.valueOf() + Math.floor(time) - shift;
+  if (
+    instant < Date.parse('0001-01-01T00:00:00Z') ||
+    instant >= Date.parse('+010000-01-01T00:00:00Z')
+  ) {
+    return { wrong: `${quote(text)} does not lie in the years 1 to 9999 (UTC)` };
+  }
+  return {
+    value: `${date} ${hours}:${minutes}:${seconds}${fraction}${offsetHours}:${offsetMinutes}`,
+  };
+}
+
+/**
+ * What is wrong with a text that is no JSON, or that no jsonb can hold; undefined if
+ * nothing is. What kind of JSON details have to be is a rule of their table.
+ * https://www.postgresql.org/docs/16/datatype-json.html
+ */
+export function wrongWithJson(text: string): string | undefined {
+  let isStorable = true;
+  const look = (key: string, value: unknown) => {
+    const isText = (part: unknown) => typeof part !== 'string' || !/[\p{Surrogate}\0]/u.test(part);
+    isStorable &&= isText(key) && isText(value);
+    return value;
+  };
+  try {
+    JSON.parse(text, text.includes('\\u') ? look : undefined);
+  } catch {
+    return `${quote(text)} is not JSON`;
+  }
+  return isStorable
+    ? undefined
+    : `${quote(text)} has an escape that stands for no character that Postgres can store`;
+}
