@@ -153,9 +153,9 @@ interface DatabaseUsage<Own extends Settings, Facts> extends Usage<Own> {
 export function databaseCommand<Own extends Settings, Facts extends object>(
   usage: DatabaseUsage<Own, Facts>,
 ): Command {
-  const { nothing, argument, afterwards } = usage;
+  const { nothing, argument } = usage;
   const exitCodes = {
-    1: `failed. ${afterwards.replace(/\.$/, ', unless it says otherwise.')}`,
+    1: 'failed, with the reason on stderr',
     130: 'cancelled by SIGINT',
     143: 'cancelled by SIGTERM',
     ...usage.exitCodes,
