@@ -490,7 +490,7 @@ describe('what others have put on a view', () => {
     expect(await result).toMatchObject({
       code: 1,
       stderr: expect.stringContaining(
-        '0001_user_initial: Nothing was migrated, because somebody has changed this meanwhile: the index late of fct_lead_conversions, SELECT on fct_client_conversion_events for analyst. Migrate again.\n',
+        '0001_user_initial: Nothing was migrated, because somebody has changed this meanwhile: SELECT on fct_client_conversion_events for analyst, the index late of fct_lead_conversions. Migrate again.\n',
       ),
     });
     expect(await tree.run(urlAs('owner'), 'npm run migrate')).toMatchObject({
@@ -604,6 +604,24 @@ describe('a migration that changes tables, too', () => {
         'statistics object public.pairs',
         'table constraint has_at on public.dim_user',
         'view public.mails',
+      ],
+    },
+    {
+      what: 'a table of which they use whole rows',
+      tree: 'dropped',
+      put: [
+        'create table archive (member dim_user)',
+        'create table dim_user_archive () inherits (dim_user)',
+        'create view whole as select to_jsonb(dim_user) as member from dim_user',
+        'create rule spread as on insert to archive do also update dim_user set email = null',
+        'create function initial(dim_user) returns text language sql return left($1.name, 1)',
+      ],
+      named: [
+        'function public.initial(public.dim_user)',
+        'rule spread on public.archive',
+        'table column public.archive.member',
+        'table public.dim_user_archive',
+        'view public.whole',
       ],
     },
     {

@@ -58,6 +58,7 @@ const beginning = [
   expect.stringContaining('quote_all_identifiers'),
   expect.stringContaining('idle_in_transaction_session_timeout'),
   "SET LOCAL citus.multi_shard_modify_mode TO 'sequential';",
+  "SET LOCAL TimeZone TO 'UTC';",
   expect.stringContaining('LOCK TABLE drizzle.lead_conversions_migrations IN SHARE UPDATE EXC'),
   expect.stringContaining('LOCK TABLE "public"."view_refreshes" IN SHARE UPDATE EXCLUSIVE'),
 ];
@@ -124,15 +125,15 @@ describe('npm run generate', () => {
     expect(await generated()).toEqual({
       heading: 'Changes the indexes of fct_lead_conversions.',
       statements: [
-        `COMMENT ON COLUMN "public"."dim_user"."name" IS 'Full name of the user.';`,
         'CREATE INDEX "fct_lead_conversions_branch_id_lead_status_idx" ON "public"."fct_lead_conversions" USING btree ("branch_id","lead_status");',
         `COMMENT ON COLUMN "public"."fct_lead_conversions"."user_id" IS 'The user''s identifier.';`,
         `COMMENT ON INDEX "public"."fct_lead_conversions_branch_id_lead_status_idx" IS 'Answers for the users of a branch, created between two dates.';`,
-        'REVOKE SELECT ON "public"."fct_lead_conversions" FROM "lead_conversions_reader";',
-        'GRANT SELECT ON "public"."fct_lead_conversions" TO "pg_monitor";',
         expect.stringContaining(
           'DROP INDEX "public"."fct_lead_conversions_branch_id_local_user_created_at_idx";',
         ),
+        `COMMENT ON COLUMN "public"."dim_user"."name" IS 'Full name of the user.';`,
+        'REVOKE SELECT ON "public"."fct_lead_conversions" FROM "lead_conversions_reader";',
+        'GRANT SELECT ON "public"."fct_lead_conversions" TO "pg_monitor";',
       ],
     });
   });

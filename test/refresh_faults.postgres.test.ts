@@ -89,7 +89,7 @@ describe('when the process', () => {
       expect(code).toBe(0);
       expect(JSON.parse(stdout)).toMatchObject({
         outcome: 'refreshed',
-        views: [{ mode: 'unchanged' }, { mode: 'unchanged' }],
+        views: [{ inserted: 0 }, { inserted: 0 }],
         warnings: [
           'The connection was lost during the commit of an attempt before. What that has done is not counted here.',
         ],

@@ -4,6 +4,8 @@ import {
   literal,
   literals,
   lockTable,
+  lockTableQuietly,
+  lockViewQuietly,
   notes,
   oncePossible,
   scratch,
@@ -44,7 +46,9 @@ const found = (views: string[], made: Relation[], declared: Relation[]): string 
   const of = (relations: Relation[]) => relations.filter(({ name }) => views.includes(name));
   const indexesOf = (relations: Relation[]) =>
     of(relations).flatMap(({ indexes }) => indexes.map(({ name }) => name));
-  const [madeIndexes, declaredIndexes] = [indexesOf(made), indexesOf(declared)];
+  const madeIndexes = indexesOf(made);
+  // What has the name of one that is declared only now is somebody else's.
+  const declaredIndexes = indexesOf(declared).filter((name) => madeIndexes.includes(name));
   const madeGrants = of(made).flatMap(({ name, grants }) =>
     grants.map(({ role, privilege, column }) =>
       JSON.stringify([name, role, privilege, column ?? null]),
@@ -255,7 +259,7 @@ const refuseWhatCameLater = (views: string[]) => [
 				WHERE oid = 'public.${view}'::regclass
 			);`,
   ),
-  `SELECT string_agg(coalesce(object, 'the owner of ' || name), ', ' ORDER BY rank, name, object)
+  `SELECT string_agg(DISTINCT coalesce(object, 'the owner of ' || name) COLLATE "C", ', ')
 			INTO later
 			FROM (
 				(TABLE "${notes}"."found" EXCEPT TABLE "${notes}"."kept")
@@ -277,8 +281,9 @@ export interface Touched {
 
 /**
  * What others have put on tables and columns and would lose with them, or would
- * break, as texts. Those that this package has made are among them. A new type is
- * refused only by what Postgres does not adapt itself.
+ * break, as texts. Those that this package has made are among them. Postgres does not
+ * know which columns what uses whole rows needs, so all of that is among them, and so are
+ * inheriting tables. A new type is refused only by what Postgres does not adapt itself.
  * https://www.postgresql.org/docs/16/catalog-pg-depend.html
  */
 export const dependents = (touched: Touched[]) => `WITH
@@ -303,11 +308,21 @@ ${settingsOfColumns}
 SELECT format('%s %s', type, identity) AS object
 FROM touched
 LEFT JOIN pg_attribute ON attrelid = relation AND attname = column_name
-INNER JOIN pg_depend
-	ON refclassid = 'pg_class'::regclass
+INNER JOIN pg_type AS row_type ON row_type.typrelid = relation
+INNER JOIN pg_depend ON
+	refclassid = 'pg_class'::regclass
 	AND refobjid = relation
-	AND (column_name IS NULL OR refobjsubid = attnum)
-LEFT JOIN pg_rewrite ON classid = 'pg_rewrite'::regclass AND pg_rewrite.oid = objid
+	AND (
+		column_name IS NULL
+		OR refobjsubid = attnum
+		OR (refobjsubid = 0 AND how <> 'RETYPE' AND classid = 'pg_rewrite'::regclass)
+	)
+	OR refclassid = 'pg_type'::regclass
+	AND refobjid IN (row_type.oid, row_type.typarray)
+LEFT JOIN pg_rewrite
+	ON classid = 'pg_rewrite'::regclass
+	AND pg_rewrite.oid = objid
+	AND rulename = '_RETURN'
 CROSS JOIN LATERAL pg_identify_object(
 	CASE WHEN ev_class IS NULL THEN classid ELSE 'pg_class'::regclass END,
 	coalesce(ev_class, objid),
@@ -316,8 +331,12 @@ CROSS JOIN LATERAL pg_identify_object(
 WHERE deptype IN ('a', 'n')
 	AND (
 		how <> 'RETYPE'
+		OR refclassid = 'pg_type'::regclass
 		OR classid IN ('pg_rewrite'::regclass, 'pg_policy'::regclass, 'pg_trigger'::regclass)
 	)
+UNION
+SELECT format('table %s', inhrelid::regclass)
+FROM touched INNER JOIN pg_inherits ON inhparent = relation
 UNION
 SELECT format('the %s of %s', setting, name)
 FROM settings
@@ -381,7 +400,11 @@ DECLARE
 	kept record;
 BEGIN
 	FOR kept IN SELECT * FROM "${notes}"."kept" WHERE is_last ORDER BY rank, name, object LOOP
-		EXECUTE kept.statement;
+		BEGIN
+			EXECUTE kept.statement;
+		EXCEPTION WHEN OTHERS THEN
+			RAISE EXCEPTION 'Nothing was migrated, because the new view cannot have %: %. Drop that, migrate, and make it again if it fits the new view.', kept.object, SQLERRM;
+		END;
 	END LOOP;
 END
 $$;`;
@@ -398,6 +421,7 @@ export const dropOnceUnread = (
   locks: TableLock[],
 ) =>
   oncePossible(
+    [...locks.map(lockTableQuietly), ...views.map(lockViewQuietly)],
     [
       ...locks.map(lockTable),
       ...(replaced.length > 0 ? refuseWhatCameLater(replaced) : []),

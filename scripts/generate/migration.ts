@@ -30,6 +30,7 @@ import {
   literal,
   lockRefreshes,
   lockTablesOncePossible,
+  pinTimeZone,
   records,
   refuseLoss,
   refuseOtherDatabases,
@@ -101,7 +102,7 @@ export async function completeMigration(
   const files: string[][] = [];
   const file = async (db: Session, heading: (plan: Plan) => string, phase: Phase, plan: Plan) => {
     const { add, migration } = writerOf(db);
-    for (const statement of [firstStatement, ...bounds]) {
+    for (const statement of [firstStatement, ...bounds, pinTimeZone]) {
       await add(statement);
     }
     await add(takeTurn(createdAt + files.length));
@@ -164,8 +165,14 @@ async function planOf(
 
 /** Changes tables, and what is declared of the tables and views that stay. */
 async function changeTables(db: Session, plan: Plan, add: Add): Promise<void> {
+  const standing = standingIn(plan);
+  const drops = touches(plan) ? [] : plan.drops;
   if (!plan.isUnderViews) {
-    await lockChanging(plan, add); // which the exchange has done otherwise
+    // An index of a view takes long, and keeps no reader waiting.
+    const views = standing.filter(({ kind }) => kind !== 'TABLE');
+    await complete(db, views, 'public', add);
+    // What others wait for comes at once: while this waits, it must hold nothing of that.
+    await lockChanging([...plan.changes, ...drops], surplusIndexes(standing, plan.made), plan, add);
   }
   await refuseWhatOthersLose(db, plan.changes, add);
   const sequencesBefore = await sequences(db);
@@ -183,23 +190,20 @@ async function changeTables(db: Session, plan: Plan, add: Add): Promise<void> {
   }
   const newSequences = (await sequences(db)).filter((it) => !sequencesBefore.includes(it));
   const newTables = plan.changes.flatMap((it) => /^CREATE TABLE (\S+)/.exec(it)?.[1] ?? []);
-  const standing = plan.declared.filter(
-    ({ name, kind }) => !plan.created.includes(name) && (kind === 'TABLE' || !touches(plan)),
-  );
-  const surplus = surplusIndexes(standing, plan.made);
   await complete(db, standing, 'public', add);
   if (newTables.length + newSequences.length > 0) {
     await add(giveToOwner([...newTables, ...newSequences]), ownerNote);
     await add(revokeAll([...newTables, ...newSequences]), revokeNote);
   }
   await grant(db, standing, 'public', add);
-  if (surplus.length > 0 || (plan.drops.length > 0 && !touches(plan))) {
-    await add(dropOnceUnread(surplus, [], [], locksOf(plan.drops, plan)), exchangeNote);
-  }
-  if (!touches(plan)) {
-    await drop(db, plan, add);
-  }
+  await drop(db, drops, add);
 }
+
+/** What is declared of the tables, and of the views where no view is replaced. */
+const standingIn = (plan: Plan): Relation[] =>
+  plan.declared.filter(
+    ({ name, kind }) => !plan.created.includes(name) && (kind === 'TABLE' || !touches(plan)),
+  );
 
 const touches = ({ old, created }: Plan) => old.length > 0 || created.length > 0;
 
@@ -221,7 +225,8 @@ async function replaceViews(db: Session, plan: Plan, add: Add): Promise<void> {
   }
   if (plan.isUnderViews) {
     await writeDownOld(plan, replaced, add);
-    await add(dropOnceUnread([], old, replaced, locksOf(plan.changes, plan)), exchangeNote);
+    const locks = locksOf([...plan.changes, ...plan.drops], plan);
+    await add(dropOnceUnread(surplus, old, replaced, locks), exchangeNote);
     await changeTables(db, plan, add);
   }
   await complete(db, standing, 'public', add);
@@ -250,13 +255,9 @@ async function replaceViews(db: Session, plan: Plan, add: Add): Promise<void> {
   if (replaced.includes(firstView)) {
     await add(refuseLoss, 'The new views are not taken from input that is half loaded.');
   }
-  const dropped = plan.isUnderViews ? [] : old;
   const locks = locksOf(plan.drops, plan);
-  if (surplus.length + dropped.length + locks.length > 0) {
-    await add(
-      dropOnceUnread(surplus, dropped, plan.isUnderViews ? [] : replaced, locks),
-      exchangeNote,
-    );
+  if (!plan.isUnderViews && surplus.length + old.length + locks.length > 0) {
+    await add(dropOnceUnread(surplus, old, replaced, locks), exchangeNote);
   }
   if (replaced.length > 0) {
     for (const name of created) {
@@ -272,7 +273,7 @@ async function replaceViews(db: Session, plan: Plan, add: Add): Promise<void> {
   if (added.length > 0) {
     await add(giveToOwner(added.map((name) => `"public"."${name}"`)), ownerNote);
   }
-  await drop(db, plan, add);
+  await drop(db, plan.drops, add);
 }
 
 const ownerNote = 'What is new gets the owner of the rest, whoever migrates.';
@@ -297,7 +298,7 @@ async function writeDownOld({ made, declared }: Plan, replaced: string[], add: A
   }
 }
 
-async function drop(db: Session, { drops }: Plan, add: Add): Promise<void> {
+async function drop(db: Session, drops: string[], add: Add): Promise<void> {
   await refuseWhatOthersLose(db, drops, add);
   for (const statement of drops) {
     await add(statement.replace(/ CASCADE;$/, ';'));
@@ -337,10 +338,17 @@ function touchedBy(statement: string, all: string[]): Touched[] {
   return [{ table, column, how: isRetyped ? 'RETYPE' : isDerived ? 'DERIVE' : 'DROP' }];
 }
 
-/** Locks the tables that change, before the first of them does. */
-async function lockChanging(plan: Plan, add: Add): Promise<void> {
-  const locks = locksOf(plan.changes, plan);
-  if (locks.length > 0) {
+/** Locks the tables that statements change, and drops indexes, before the first change. */
+async function lockChanging(
+  statements: string[],
+  surplus: string[],
+  plan: Plan,
+  add: Add,
+): Promise<void> {
+  const locks = locksOf(statements, plan);
+  if (surplus.length > 0) {
+    await add(dropOnceUnread(surplus, [], [], locks), exchangeNote);
+  } else if (locks.length > 0) {
     await add(
       lockTablesOncePossible(locks),
       'This waits 0.3 seconds for those who are using the tables, then lets everybody go on, and tries again a second later.',

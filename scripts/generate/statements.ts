@@ -62,6 +62,9 @@ WHERE ${render(isKnownSetting)};`,
   `SET LOCAL citus.multi_shard_modify_mode TO 'sequential';`,
 ];
 
+/** A change of a column's type, too, means the same whatever the time zone of the database. */
+export const pinTimeZone = `SET LOCAL TimeZone TO 'UTC';`;
+
 /** Has deploys take turns, to the end of the transaction. */
 export const lockRecords = `LOCK TABLE ${records} IN SHARE UPDATE EXCLUSIVE MODE;`;
 
@@ -207,12 +210,13 @@ $$;`;
 
 /**
  * Does work under locks that are asked for again and again, 0.3 seconds each time, so
- * that nobody queues behind them for longer. Every tenth time waits longer where a
- * vacuum is in the way: an automatic one gives way after deadlock_timeout.
+ * that nobody queues behind them for longer. Before that, the quiet statements take locks
+ * in which only a vacuum or its like is in the way, and behind which no reader or writer
+ * queues. An automatic vacuum gives way to them after deadlock_timeout.
  * https://www.postgresql.org/docs/16/routine-vacuuming.html#AUTOVACUUM
  */
-export function oncePossible(work: string[], names: string[]): string {
-  const relations = names.map((name) => `public.${name}`);
+export function oncePossible(quiet: string[], work: string[], names: string[]): string {
+  const lines = (statements: string[]) => statements.map((it) => `\t\t\t${it}`).join('\n');
   return `DO $$
 DECLARE
 	deadlock_timeout int := (SELECT setting FROM pg_settings WHERE name = 'deadlock_timeout');
@@ -221,17 +225,10 @@ DECLARE
 BEGIN
 	FOR attempt IN 1..100 LOOP
 		BEGIN
+			PERFORM set_config('lock_timeout', (deadlock_timeout + 300)::text, true);
+${lines(quiet)}
 			SET LOCAL lock_timeout TO '300ms';
-			IF attempt % 10 = 2 AND EXISTS (
-				SELECT FROM pg_locks
-				WHERE relation IN (${relations.map((it) => `${literal(it)}::regclass`).join(', ')})
-					AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-					AND mode = 'ShareUpdateExclusiveLock'
-					AND granted
-			) THEN
-				PERFORM set_config('lock_timeout', (deadlock_timeout + 300)::text, true);
-			END IF;
-${work.map((statement) => `			${statement}`).join('\n')}
+${lines(work)}
 			SET LOCAL lock_timeout TO '${lockTimeout}';
 			EXIT;
 		EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
@@ -239,7 +236,7 @@ ${work.map((statement) => `			${statement}`).join('\n')}
 				RAISE EXCEPTION 'Nothing was migrated, because others were using ${names.join(' and ')} all the time. Migrate again later.'
 					USING DETAIL = (
 						SELECT format('In use by: %s.', string_agg(holder, ', '))
-						FROM (${holdersOf(relations)}) AS holders
+						FROM (${holdersOf(names.map((name) => `public.${name}`))}) AS holders
 					);
 			END IF;
 			PERFORM pg_sleep(1);
@@ -262,9 +259,18 @@ export interface TableLock {
 export const lockTable = ({ table, mode }: TableLock) =>
   `LOCK TABLE "public"."${table}" IN ${mode} MODE;`;
 
+/** Locks a table in a mode that no reader or writer minds. */
+export const lockTableQuietly = ({ table }: TableLock) =>
+  `LOCK TABLE "public"."${table}" IN SHARE UPDATE EXCLUSIVE MODE;`;
+
+/** Does the same for a view, for which there is no LOCK TABLE: its comment stays as it is. */
+export const lockViewQuietly = (view: string) =>
+  `EXECUTE format('COMMENT ON MATERIALIZED VIEW public.%I IS %L', ${literal(view)}, obj_description('public.${view}'::regclass, 'pg_class'));`;
+
 /** Locks tables at a moment when nobody is in the way. */
 export const lockTablesOncePossible = (locks: TableLock[]) =>
   oncePossible(
+    locks.map(lockTableQuietly),
     locks.map(lockTable),
     locks.map(({ table }) => table),
   );
