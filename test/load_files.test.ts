@@ -259,6 +259,11 @@ describe('a file', () => {
       'dim_user.csv',
       Buffer.from(`\n,,,,\n${text.replaceAll('\n', '\n\n,,,,\n\r\n')}`),
     ],
+    [
+      'with a line of blanks before the header',
+      'dim_user.csv',
+      Buffer.from(`  ,\t,,,\n"",""\n${text}`),
+    ],
     ['without an end of the last line', 'dim_user.csv', Buffer.from(text.trimEnd())],
   ])('%s is read', async (_, name, content) => {
     await load({ [name]: content });

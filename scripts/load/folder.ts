@@ -161,8 +161,13 @@ async function readFile(
   const readers = columns.map((column) => column && readerOf(table, column));
   const rows = async function* (): AsyncGenerator<Row> {
     try {
-      await records.next(); // the header
+      let isHeader = true;
       for await (const { line, fields } of records) {
+        if (isHeader) {
+          // What comes before is as blank for whoever has read the header.
+          isHeader = fields.every((field) => (field ?? '').trim() === '');
+          continue;
+        }
         if (fields.length !== columns.length) {
           isComplete = false;
           problems.add({
