@@ -10,6 +10,7 @@ import fc from 'fast-check';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { dimBranch, dimUser, fctMembershipPurchases } from '../schema/index.ts';
 import { type LoadOptions, loadFolder } from '../scripts/load/folder.ts';
+import { type Field, type Mistake, readRecords } from '../scripts/load/records.ts';
 import { readInstant } from '../scripts/load/values.ts';
 import { useDatabase } from './support/database.ts';
 
@@ -124,25 +125,27 @@ describe('a time', () => {
     );
   });
 
-  test.each(['2024-02-30', '2023-02-29', '2024-13-01', '2024-06-01 24:00:01', '2024-06-01 12:60'])(
-    '%j is refused, because it does not exist',
+  test.each([
+    '2024-02-30',
+    '0000-12-31 23:00-02:00',
+    '2023-02-29',
+    '2024-13-01',
+    '2024-06-01 24:00:01',
+    '2024-06-01 12:60',
+  ])('%j is refused, because it does not exist', async (time) => {
+    expect(await refusal({ 'dim_user.csv': `${users}\nmia,,,,${time}\n` })).toBe(
+      `dim_user.csv, line 2, column created_at: "${time}" is not a time that exists.`,
+    );
+  });
+
+  test.each(['0001-01-01 00:00+01', '9999-12-31 24:00', '9999-12-31 23:59:59.9999999'])(
+    '%j is refused, because it is in no year from 1 to 9999',
     async (time) => {
-      expect(await refusal({ 'dim_user.csv': `${users}\nmia,,,,${time}\n` })).toBe(
-        `dim_user.csv, line 2, column created_at: "${time}" is not a time that exists.`,
+      expect(await refusal({ 'dim_user.csv': `${users}\nmia,,,,${time}\n` })).toContain(
+        'does not lie in the years 1 to 9999 (UTC).',
       );
     },
   );
-
-  test.each([
-    '0000-12-31',
-    '0001-01-01 00:00+01',
-    '9999-12-31 24:00',
-    '9999-12-31 23:59:59.9999999',
-  ])('%j is refused, because it is in no year from 1 to 9999', async (time) => {
-    expect(await refusal({ 'dim_user.csv': `${users}\nmia,,,,${time}\n` })).toContain(
-      'does not lie in the years 1 to 9999 (UTC).',
-    );
-  });
 
   test('exists if Postgres says so, and means what it means there', async () => {
     const digits = (length: number, max: number) =>
@@ -227,6 +230,74 @@ describe('quoting', () => {
     expect((await storedUsers()).map(({ name }) => name)).toEqual(['after', ...names]);
   });
 
+  test.each(['open', 'closed'])('that is longer than any record is refused: %s', async (end) => {
+    const field = `"${'long,\n'.repeat(3_000_000)}${end === 'closed' ? '"' : ''}`;
+    expect(await refusal({ 'dim_user.csv': `${users}\na,,A,,\nb,,${field},,\nc,,C,,\n` })).toBe(
+      'dim_user.csv, line 3: the record that begins here is longer than 16 MB. Perhaps a quote in it is never closed.',
+    );
+  });
+
+  test('that is wrong in many lines is told of each, and of nothing else', async () => {
+    const lines = Array.from(
+      { length: 50_000 },
+      (_, index) => `u${index},,"n"${index % 2 ? 'x' : ''},,`,
+    );
+    const said = (await refusal({ 'dim_user.csv': `${users}\n${lines.join('\n')}\n` })).split('\n');
+    expect(said[19]).toMatch(/^dim_user\.csv, line 41: something stands between /);
+    expect(said[20]).toBe('and 24980 more');
+  });
+
+  test('leaves the lines right that are told', async () => {
+    const json = '"{\r\n  ""name"": ""x""\r\n}"';
+    expect(
+      await refusal({
+        'dim_user.csv': `${users}\r\nmia,,"two\r\nlines",,\r\nzoe,,Zoe,,soon\r\n`,
+        'fct_membership_purchases.csv': `${memberships}\r\nmia,,1,,,${json}\r\nmia,,2,,,${json.slice(0, -1)}\r\n`,
+      }),
+    ).toMatch(
+      /^dim_user\.csv, line 4, column created_at: .+\nfct_membership_purchases\.csv, line 5: the quote that opens here is never closed\.$/,
+    );
+  });
+
+  test('is read as by csv-parse, whatever a text is', async () => {
+    const read = async (text: string) => {
+      const mistakes: Mistake[] = [];
+      const records: Field[][] = [];
+      const chunks = (async function* () {
+        yield* text; // a character at a time
+      })();
+      const options = { delimiter: ',', nulls: new Set<string>(), hasBackslashes: false };
+      for await (const { fields } of readRecords(chunks, options, (it) => mistakes.push(it))) {
+        records.push(fields);
+      }
+      return mistakes.length > 0
+        ? undefined
+        : records.map((fields) => fields.map((field) => field ?? ''));
+    };
+    const oracle = (text: string): string[][] | undefined => {
+      try {
+        return parse(text, {
+          record_delimiter: ['\r\n', '\n', '\r'],
+          skip_empty_lines: true,
+          relax_column_count: true,
+        });
+      } catch {
+        return undefined;
+      }
+    };
+    const withValues = (records: string[][] | undefined) =>
+      records?.filter((fields) => fields.some((field) => field !== ''));
+    await fc.assert(
+      fc.asyncProperty(
+        fc.string({ unit: fc.constantFrom('"', '"', ',', '\r', '\n', 'a', '\\'), maxLength: 14 }),
+        async (text) => {
+          expect(withValues(await read(text))).toEqual(withValues(oracle(text)));
+        },
+      ),
+      { numRuns: 3000 },
+    );
+  });
+
   test('that never ends is reported where it begins', async () => {
     expect(
       await refusal({
@@ -257,7 +328,7 @@ describe('a file', () => {
     [
       'with blank lines and lines of delimiters',
       'dim_user.csv',
-      Buffer.from(`\n,,,,\n${text.replaceAll('\n', '\n\n,,,,\n\r\n')}`),
+      Buffer.from(`\n,,,,\n${text.replaceAll('\n', '\n\n,,,,\n  \n\r\n')}`),
     ],
     [
       'with a line of blanks before the header',
@@ -296,7 +367,20 @@ describe('a file', () => {
     ['no gzip file', Buffer.from(text)],
   ])('with .gz that is %s is refused', async (_, content) => {
     expect(await refusal({ 'dim_user.csv.gz': content })).toMatch(
-      /dim_user\.csv\.gz: the gzip file is damaged or cut off \(.+\)\. Copy it again\.$/,
+      /^dim_user\.csv\.gz: this is no gzip file, or it is damaged or cut off \(.+\)\. Name it \.csv if it is plain, otherwise copy it again\.$/,
+    );
+  });
+
+  test('with .gz may be of several parts, and is read to its end', async () => {
+    const parts = [gzipSync(text), gzipSync('al,,Al,,\n')];
+    await load({ 'dim_user.csv.gz': Buffer.concat([...parts, Buffer.alloc(500)]) });
+    expect(await storedUsers()).toHaveLength(3);
+    expect(
+      await refusal({
+        'dim_user.csv.gz': Buffer.concat([gzipSync(text), Buffer.alloc(500), ...parts]),
+      }),
+    ).toBe(
+      'dim_user.csv.gz: the gzip file goes on after its end, with what would not be read. Pack it again.',
     );
   });
 
@@ -366,6 +450,9 @@ describe('a header', () => {
     expect(
       await refusal({ 'dim_user.csv': `${users}\n` }, { rename: ['member=user_id', 'x=name'] }),
     ).toBe('No file has the column that --rename "member=user_id" and "x=name" names.');
+    expect(
+      await refusal({ 'dim_user.csv': `${users}\na,,,,soon\n` }, { rename: ['member=user_id'] }),
+    ).toMatch(/^dim_user\.csv, line 2, [^\n]+\nNo file has the column [^\n]+$/);
     expect(await refusal({ 'dim_user.csv': `${users}\n` }, { rename: ['member=user'] })).toBe(
       '--rename is FROM=TO, with a column of an input table as TO, not "member=user".',
     );
@@ -520,13 +607,26 @@ describe('what is wrong', () => {
     ]);
   });
 
+  test('is JSON that is nested too deep for an embedded database', async () => {
+    const nested = (levels: number) => `"${'[""]"",'.repeat(levels)}{}${']'.repeat(levels)}"`;
+    const files = (levels: number) => ({
+      'dim_user.csv': `${users}\nmia,,,,\n`,
+      'fct_membership_purchases.csv': `${memberships}\nmia,,1,,,"{""a"": ${nested(levels).slice(1, -1)}}"\n`,
+    });
+    await load(files(998));
+    expect(await refusal(files(999))).toMatch(/ is nested in more than 1000 levels\.$/);
+  });
+
   test('is refused with its place even where only Postgres finds it', async () => {
     expect(
       await refusal({
+        'dim_branch.csv': `${branches}\nb,,,,,,soon\n`,
         'dim_user.csv': `${users}\n\nmia,,"two\nlines",,\n`,
         'fct_membership_purchases.csv': `${memberships}\n\nmia,,1,,,\nmia,,2,,,"{""a"":\n1e999999}"\n`,
       }),
-    ).toMatch(/^fct_membership_purchases\.csv, line 5, column membership_purchase_details: .+$/);
+    ).toMatch(
+      /^dim_branch\.csv, line 2, column created_at: .+\nfct_membership_purchases\.csv, line 5, column membership_purchase_details: Postgres does not take this: .+\.$/,
+    );
   });
 
   test('of an export in its usual state comes in one message, and the rest loads with one command', async () => {

@@ -27,7 +27,7 @@ const namesOf = (table: PgTable) => [`${getTableName(table)}.csv`, `${getTableNa
 
 /** What is perhaps meant to be loaded, by its name. */
 const isLikely = (name: string) =>
-  /csv|tsv|xlsx?$|parquet|branch|user|purchase/i.test(name) && !name.startsWith('.');
+  /csv|tsv|xlsx?$|parquet|branch|user|purchase|member|credit/i.test(name) && !name.startsWith('.');
 
 /**
  * The files of a folder that are loaded, in the order of the tables, and the names of
@@ -73,7 +73,9 @@ export async function findFiles(folder: string): Promise<{ files: InputFile[]; o
 
 /** What is known of a file before it is read. Others than files are not opened: that may wait for ever. */
 async function look(path: string, name: string) {
-  const found = await stat(path);
+  const found = await stat(path).catch((error: NodeJS.ErrnoException) => {
+    throw new Error(`${name} cannot be read: ${error.message}.`);
+  });
   if (!found.isFile()) {
     throw new Error(
       `${name} is ${found.isDirectory() ? 'a folder' : 'a pipe or a device'}, not a file.`,
@@ -82,10 +84,10 @@ async function look(path: string, name: string) {
   return { bytes: found.size, writtenAt: found.mtimeMs };
 }
 
-/** Throws an Error if a file has been written to since it was found. */
+/** Throws an Error that says so if a file has been written to since it was found. */
 export async function refuseChanged({ path, name, bytes, writtenAt }: InputFile): Promise<void> {
   const now = await look(path, name);
   if (now.bytes !== bytes || now.writtenAt !== writtenAt) {
-    throw new Error(`${name} was written to while it was read. Load it once it is complete.`);
+    throw new Error('the file was written to while it was read. Load it once it is complete');
   }
 }

@@ -1,7 +1,14 @@
 import { getTableName, sql } from 'drizzle-orm';
 import { getTableConfig, type PgTable } from 'drizzle-orm/pg-core';
 import { findFiles, type InputFile, inputTables, refuseChanged } from './files.ts';
-import { bare, columnNames, type Header, type HeaderOptions, readHeader } from './header.ts';
+import {
+  bare,
+  columnNames,
+  type Header,
+  type HeaderOptions,
+  isEmpty,
+  readHeader,
+} from './header.ts';
 import { describe, type Problems, problemsOf, quote } from './problems.ts';
 import { type CsvOptions, type Field, readRecords } from './records.ts';
 import {
@@ -69,8 +76,8 @@ export async function loadFolder(
   options: LoadOptions = {},
 ): Promise<FileLoad[]> {
   const { onProgress = () => {}, onWarning = () => {} } = options;
-  const header = headerOptions(options);
   const csv = csvOptions(options);
+  const header = headerOptions(options, csv.hasBackslashes);
   const { files, others } = await findFiles(folder);
   // The files' times mean the same in every session.
   await transaction.query(sql`set local time zone 'UTC'`);
@@ -80,7 +87,6 @@ export async function loadFolder(
     await refuseUnmigrated(transaction, file.table);
     readings.push(await readFile(transaction, file, header, csv, onProgress));
   }
-  refuseUnusedRenames(options.rename ?? [], readings);
   const tablesOf = (found: Reading[]) => found.map(({ file }) => file.table);
   const loading = {
     complete: tablesOf(readings.filter(({ isComplete }) => isComplete)),
@@ -91,8 +97,12 @@ export async function loadFolder(
       await addProblemsOfRows(transaction, file.table, problems, loading);
     }
   }
-  if (readings.some(({ problems }) => problems.total > 0)) {
-    throw new Error(describe(readings.map(({ problems }) => problems)));
+  const wrong = [
+    describe(readings.map(({ problems }) => problems)),
+    ...unusedRenames(options.rename ?? [], readings),
+  ].filter(Boolean);
+  if (wrong.length > 0) {
+    throw new Error(wrong.join('\n'));
   }
   for (const { file, header } of readings) {
     if (header && header.ignored.length > 0) {
@@ -147,7 +157,7 @@ async function readFile(
   try {
     const begun = await beginText(readText(file, onRead));
     text = begun.text;
-    header = readHeader(table, begun.start, headerOptions);
+    header = await readHeader(table, begun.start, headerOptions);
   } catch (error) {
     addUnreadable(error as UnreadableError);
     return { file, problems, isComplete: false };
@@ -158,14 +168,13 @@ async function readFile(
     isComplete = false;
     problems.add(mistake);
   });
-  const readers = columns.map((column) => column && readerOf(table, column));
+  const readers = columns.map((column) => column && readerOf(table, column, csv.nulls));
   const rows = async function* (): AsyncGenerator<Row> {
     try {
       let isHeader = true;
       for await (const { line, fields } of records) {
         if (isHeader) {
-          // What comes before is as blank for whoever has read the header.
-          isHeader = fields.every((field) => (field ?? '').trim() === '');
+          isHeader = isEmpty(fields);
           continue;
         }
         if (fields.length !== columns.length) {
@@ -195,7 +204,13 @@ async function readFile(
   };
   const names = columns.filter((column) => column !== undefined);
   await createLoading(transaction, table);
-  await copyRows(transaction, file, names, rows());
+  await transaction.query(sql`savepoint before_copy`);
+  const refused = await copyRows(transaction, table, names, rows());
+  if (refused) {
+    problems.add(refused);
+    isComplete = false;
+    await transaction.query(sql`rollback to savepoint before_copy`);
+  }
   return { file, problems, header, isComplete };
 }
 
@@ -207,7 +222,9 @@ async function beginText(
   for (;;) {
     const { value, done } = await chunks.next();
     start += value ?? '';
-    if (done || start.length >= longestHeader) {
+    // The header ends with the first line that is not blank.
+    const isWhole = start.length >= longestHeader && /[^\s,;|][^\r\n]*[\r\n]/.test(start);
+    if (done || isWhole || start.length >= longestBeginning) {
       break;
     }
   }
@@ -218,8 +235,9 @@ async function beginText(
   return { start, text };
 }
 
-/** Longer than any header. */
-const longestHeader = 65_536;
+/** Longer than a header is, and than it may be with blank lines before it. */
+const longestHeader = 2 ** 16;
+const longestBeginning = 2 ** 24;
 
 /** Reads a field of one column: gives what is stored, and tells what is wrong with it. */
 type Reader = (field: Field, refuse: (text: string) => void) => string | null;
@@ -227,7 +245,7 @@ type Reader = (field: Field, refuse: (text: string) => void) => string | null;
 /** Columns of free text, in which an empty text that is quoted is one. In all others it is NULL. */
 const freeTexts = ['name', 'email', 'city', 'country'];
 
-function readerOf(table: PgTable, name: string): Reader {
+function readerOf(table: PgTable, name: string, nulls: Set<string>): Reader {
   const isKey = keyNames(table).includes(name);
   const type = getTableConfig(table)
     .columns.find((column) => column.name === name)
@@ -246,7 +264,7 @@ function readerOf(table: PgTable, name: string): Reader {
     if (type === 'timestamp with time zone') {
       const instant = readInstant(field);
       if ('wrong' in instant) {
-        refuse(instant.wrong + adviceOnNull(field));
+        refuse(instant.wrong + adviceOnNull(field, nulls));
         return null;
       }
       return instant.value;
@@ -254,7 +272,7 @@ function readerOf(table: PgTable, name: string): Reader {
     if (type === 'jsonb') {
       const wrong = wrongWithJson(field);
       if (wrong) {
-        refuse(wrong + adviceOnNull(field));
+        refuse(wrong + adviceOnNull(field, nulls));
         return null;
       }
     }
@@ -263,13 +281,16 @@ function readerOf(table: PgTable, name: string): Reader {
 }
 
 /** What stands for NULL in many exports. */
-const adviceOnNull = (field: string) =>
-  /^(null|\\n|n\/?a|none|nil|-)$/i.test(field)
+const adviceOnNull = (field: string, nulls: Set<string>) =>
+  !nulls.has(field) && /^(null|\\n|n\/?a|none|nil|-)$/i.test(field)
     ? `. If it stands for NULL, load with --null '${field}'`
     : '';
 
 /** Reads --rename and --ignore-columns. */
-function headerOptions({ rename = [], ignoreColumns = false }: LoadOptions): HeaderOptions {
+function headerOptions(
+  { rename = [], ignoreColumns = false }: LoadOptions,
+  hasBackslashes: boolean,
+): HeaderOptions {
   const renamed = rename.map((text) => {
     const [, from = '', to = ''] = /^(.+)=([^=]+)$/s.exec(text) ?? [];
     if (!inputTables.some((table) => columnNames(table).includes(to))) {
@@ -279,7 +300,7 @@ function headerOptions({ rename = [], ignoreColumns = false }: LoadOptions): Hea
     }
     return [bare(from), to] as const;
   });
-  return { renamed: new Map(renamed), ignoresOthers: ignoreColumns };
+  return { renamed, ignoresOthers: ignoreColumns, hasBackslashes };
 }
 
 /** Reads --null and --escape. */
@@ -291,12 +312,13 @@ function csvOptions(options: LoadOptions): Omit<CsvOptions, 'delimiter'> {
   return { nulls: new Set(nulls), hasBackslashes: character === '\\' };
 }
 
-function refuseUnusedRenames(rename: string[], readings: Reading[]): void {
-  const used = readings.flatMap(({ header }) => header?.renamed ?? []);
-  const unused = rename.filter((text) => !used.includes(bare(text.replace(/=[^=]+$/s, ''))));
-  if (unused.length > 0 && readings.every(({ header }) => header)) {
-    throw new Error(
-      `No file has the column that --rename ${unused.map((text) => JSON.stringify(text)).join(' and ')} names.`,
-    );
-  }
+/** What is said of --rename with columns that no file has, if all headers could be read. */
+function unusedRenames(rename: string[], readings: Reading[]): string[] {
+  const names = readings.flatMap(({ header }) => header?.names ?? []);
+  const unused = rename.filter((text) => !names.includes(bare(text.replace(/=[^=]+$/s, ''))));
+  return unused.length > 0 && readings.every(({ header }) => header)
+    ? [
+        `No file has the column that --rename ${unused.map((text) => JSON.stringify(text)).join(' and ')} names.`,
+      ]
+    : [];
 }

@@ -1,12 +1,14 @@
-import { parse } from 'csv-parse/sync';
 import { getTableConfig, type PgTable } from 'drizzle-orm/pg-core';
+import { type Field, readRecords } from './records.ts';
 
 /** How the names in headers are read. */
 export interface HeaderOptions {
-  /** Other names of columns in the files, each with the name in the table. */
-  renamed: Map<string, string>;
+  /** Other names of columns in the files, each with a name in a table. */
+  renamed: (readonly [from: string, to: string])[];
   /** Whether columns that the table does not have are left out. */
   ignoresOthers: boolean;
+  /** See `CsvOptions`. */
+  hasBackslashes: boolean;
 }
 
 /** What the first line of a file says. */
@@ -16,8 +18,8 @@ export interface Header {
   columns: (string | undefined)[];
   /** The names that are left out. */
   ignored: string[];
-  /** The other names (see `HeaderOptions`) that it has. */
-  renamed: string[];
+  /** All names that it has, without what makes no difference. */
+  names: string[];
 }
 
 const delimiters = [',', ';', '\t', '|'];
@@ -46,11 +48,11 @@ export const columnNames = (table: PgTable): string[] =>
  *
  * Throws an Error that names all that is wrong with the header.
  */
-export function readHeader(
+export async function readHeader(
   table: PgTable,
   start: string,
-  { renamed, ignoresOthers }: HeaderOptions,
-): Header {
+  { renamed, ignoresOthers, hasBackslashes }: HeaderOptions,
+): Promise<Header> {
   const { name: tableName, columns: declared } = getTableConfig(table);
   const expected = columnNames(table);
   const known = new Map<string, string>(
@@ -64,10 +66,12 @@ export function readHeader(
       known.set(from, to);
     }
   }
-  const readings = delimiters.map((delimiter) => {
-    const names = firstRecord(start, delimiter) ?? [];
-    return { delimiter, names, found: names.filter((name) => known.has(bare(name))).length };
-  });
+  const readings: { delimiter: string; names: string[]; found: number }[] = [];
+  for (const delimiter of delimiters) {
+    const names = await firstRecord(start, delimiter, hasBackslashes);
+    const found = names.filter((name) => known.has(bare(name))).length;
+    readings.push({ delimiter, names, found });
+  }
   const { delimiter, names } = readings.reduce((best, other) =>
     other.found > best.found || (best.found === 0 && other.names.length > best.names.length)
       ? other
@@ -104,22 +108,34 @@ export function readHeader(
     delimiter,
     columns,
     ignored: unknown,
-    renamed: names.map(bare).filter((name) => renamed.has(name)),
+    names: names.map(bare),
   };
 }
 
-/** The fields of the first line that has any. */
-function firstRecord(start: string, delimiter: string): string[] | undefined {
-  try {
-    const [record]: string[][] = parse(start, {
-      delimiter,
-      record_delimiter: ['\r\n', '\n', '\r'],
-      skip_empty_lines: true,
-      skip_records_with_empty_values: true,
-      to: 1,
-    });
-    return record;
-  } catch {
-    return undefined; // not with this delimiter
+/** The fields of the first record that has any; none if it is not well-formed. */
+async function firstRecord(
+  start: string,
+  delimiter: string,
+  hasBackslashes: boolean,
+): Promise<string[]> {
+  const text = (async function* () {
+    yield start;
+  })();
+  let isWrong = false;
+  const options = { delimiter, nulls: new Set<string>(), hasBackslashes };
+  for await (const { fields } of readRecords(text, options, () => {
+    isWrong = true;
+  })) {
+    if (isWrong) {
+      break;
+    }
+    if (!isEmpty(fields)) {
+      return fields.map((field) => field ?? '');
+    }
   }
+  return [];
 }
+
+/** Whether a record before the header is none. */
+export const isEmpty = (fields: Field[]): boolean =>
+  fields.every((field) => (field ?? '').trim() === '');

@@ -1,8 +1,7 @@
 import { getTableName, type SQL, sql } from 'drizzle-orm';
 import { getTableConfig, type PgTable } from 'drizzle-orm/pg-core';
-import type { InputFile } from './files.ts';
 import { columnNames } from './header.ts';
-import { type Problems, shownProblems } from './problems.ts';
+import { type Problem, type Problems, shownProblems } from './problems.ts';
 
 /**
  * One transaction on the database to load into, in which names mean what Postgres has
@@ -59,13 +58,17 @@ export async function createLoading(transaction: LoadTransaction, table: PgTable
 /** How many characters are sent at once. */
 const chunkLength = 2 ** 16;
 
-/** Stores rows for the time being, with values for these columns. */
+/**
+ * Stores rows for the time being, with values for these columns. Returns what Postgres
+ * alone finds to be wrong with a value, such as too large a number in JSON; then no row is
+ * stored, and the transaction has failed.
+ */
 export async function copyRows(
   transaction: LoadTransaction,
-  { table, name }: InputFile,
+  table: PgTable,
   columns: string[],
   rows: AsyncGenerator<Row>,
-): Promise<void> {
+): Promise<Omit<Problem, 'file'> | undefined> {
   /** By how much lines of the file are ahead of rows, from which row on. */
   const offsets: [row: number, offset: number][] = [];
   let row = 0;
@@ -86,18 +89,20 @@ export async function copyRows(
   };
   try {
     await transaction.copy(sql`${loadingOf(table)} (file_line, ${list(columns)})`, lines());
+    return undefined;
   } catch (error) {
-    // Rare: what was not found to be wrong with the values before, such as too large a number in JSON.
     const { code = '', message, where = '' } = error as Error & { code?: string; where?: string };
     if (!/^(22|54)\w{3}$/.test(code)) {
       throw error;
     }
     // COPY loading_dim_user, line 3, column created_at: "2024-06-01 12:00:00+00:00"
-    const [, number, column] =
-      /\S+ (\d+)(?:, \S+ (\w+))?/.exec(where.replace(/^\S+ \S+ /, '')) ?? [];
+    const [, number, column] = /loading_\w+, \S+ (\d+)(?:, \S+ (\w+))?/.exec(where) ?? [];
     const [, offset = 0] = offsets.findLast(([from]) => from <= Number(number)) ?? [];
-    const place = [name, number && `line ${Number(number) + offset}`, column && `column ${column}`];
-    throw new Error(`${place.filter(Boolean).join(', ')}: ${message}.`, { cause: error });
+    return {
+      line: number === undefined ? undefined : Number(number) + offset,
+      column,
+      text: `Postgres does not take this: ${message}`,
+    };
   }
 }
 

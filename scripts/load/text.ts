@@ -1,6 +1,6 @@
 import { isUtf8 } from 'node:buffer';
 import { createReadStream } from 'node:fs';
-import { pipeline, type Readable } from 'node:stream';
+import { pipeline } from 'node:stream';
 import { createGunzip } from 'node:zlib';
 
 /** What files of other kinds begin with. https://en.wikipedia.org/wiki/List_of_file_signatures */
@@ -33,14 +33,30 @@ export interface Source {
 }
 
 /** The bytes of a file, unpacked. Tells now and then how many of the file have been read. */
-function open({ path, isCompressed }: Source, onRead: (bytes: number) => void): Readable {
-  let readBytes = 0;
+async function* readBytes(
+  { path, isCompressed }: Source,
+  onRead: (bytes: number) => void = () => {},
+): AsyncGenerator<Buffer> {
+  let total = 0;
   const file = createReadStream(path, { highWaterMark: 2 ** 18 }).on('data', (chunk) => {
-    readBytes += chunk.length;
-    onRead(readBytes);
+    total += chunk.length;
+    onRead(total);
   });
+  if (!isCompressed) {
+    yield* file;
+    return;
+  }
+  const unpacked = createGunzip();
   // What goes wrong with either ends the second one with the error.
-  return isCompressed ? pipeline(file, createGunzip(), () => {}) : file;
+  yield* pipeline(file, unpacked, () => {});
+  for await (const chunk of createReadStream(path, { start: unpacked.bytesWritten })) {
+    // Node reads no further than zeros, with which some tools fill the last block.
+    if ((chunk as Buffer).some((byte) => byte !== 0)) {
+      throw new Error(
+        'the gzip file goes on after its end, with what would not be read. Pack it again',
+      );
+    }
+  }
 }
 
 /**
@@ -55,7 +71,7 @@ export async function* readText(
   let decoder: InstanceType<typeof TextDecoder> | undefined;
   let isUnicode = false;
   try {
-    for await (const chunk of open(source, onRead) as AsyncIterable<Buffer>) {
+    for await (const chunk of readBytes(source, onRead)) {
       if (!decoder) {
         const [, encoding = 'utf-8'] =
           marks
@@ -101,7 +117,9 @@ async function explain(
     return new Error(`the file cannot be read: ${error.message}`);
   }
   if (error.code?.startsWith('Z_')) {
-    return new Error(`the gzip file is damaged or cut off (${error.message}). Copy it again`);
+    return new Error(
+      `this is no gzip file, or it is damaged or cut off (${error.message}). Name it .csv if it is plain, otherwise copy it again`,
+    );
   }
   return error;
 }
@@ -116,7 +134,7 @@ async function lineOfInvalidBytes(source: Source): Promise<number> {
   let line = 0;
   let rest = '';
   // One character per byte. A carriage return at the end of a chunk may have its line feed in the next.
-  for await (const chunk of open(source, () => {}) as AsyncIterable<Buffer>) {
+  for await (const chunk of readBytes(source)) {
     const lines = (rest + chunk.toString('latin1')).split(/\r\n|\r(?!$)|\n/);
     rest = lines.pop() ?? '';
     for (const text of lines) {

@@ -36,7 +36,10 @@ export function readInstant(text: string): { value: string } | { wrong: string }
     minuteMs *
     (offsetHours.startsWith('-') ? -1 : 1);
   const midnight = new Date(`${date}T00:00:00Z`);
-  const isOnCalendar = !Number.isNaN(midnight.valueOf()) && midnight.toISOString().startsWith(date);
+  const isOnCalendar =
+    !Number.isNaN(midnight.valueOf()) &&
+    midnight.toISOString().startsWith(date) &&
+    !date.startsWith('0000');
   const isOnClock =
     Number(minutes) <= 59 &&
     Number(seconds) <= 60 &&
@@ -64,6 +67,9 @@ export function readInstant(text: string): { value: string } | { wrong: string }
  * https://www.postgresql.org/docs/16/datatype-json.html
  */
 export function wrongWithJson(text: string): string | undefined {
+  if (depthOf(text) > deepest) {
+    return `${quote(text)} is nested in more than ${deepest} levels`;
+  }
   let isStorable = true;
   const look = (key: string, value: unknown) => {
     const isText = (part: unknown) => typeof part !== 'string' || !/[\p{Surrogate}\0]/u.test(part);
@@ -78,4 +84,31 @@ export function wrongWithJson(text: string): string | undefined {
   return isStorable
     ? undefined
     : `${quote(text)} has an escape that stands for no character that Postgres can store`;
+}
+
+/** How deep JSON may be nested: much deeper, and an embedded database breaks down. */
+const deepest = 1000;
+
+/** How deep brackets are nested in a text, those in strings left out. */
+function depthOf(text: string): number {
+  if (text.length <= deepest) {
+    return 0; // it cannot be too deep
+  }
+  let depth = 0;
+  let greatest = 0;
+  let isInString = false;
+  for (let index = 0; index < text.length; index += 1) {
+    const character = text[index];
+    if (character === '"') {
+      isInString = !isInString;
+    } else if (isInString) {
+      index += character === '\\' ? 1 : 0;
+    } else if (character === '[' || character === '{') {
+      depth += 1;
+      greatest = Math.max(greatest, depth);
+    } else if (character === ']' || character === '}') {
+      depth -= 1;
+    }
+  }
+  return greatest;
 }
