@@ -5,6 +5,8 @@ const instantShape =
 
 const minuteMs = 60_000;
 const dayMs = 24 * 60 * minuteMs;
+const earliest = Date.parse('0001-01-01T00:00:00Z');
+const tooLate = Date.parse('+010000-01-01T00:00:00Z');
 
 /**
  * An instant as Postgres reads it in every session, or what is wrong with it. It is
@@ -35,30 +37,42 @@ export function readInstant(text: string): { value: string } | { wrong: string }
     (Math.abs(Number(offsetHours)) * 60 + Number(offsetMinutes)) *
     minuteMs *
     (offsetHours.startsWith('-') ? -1 : 1);
-  const midnight = new Date(`${date}T00:00:00Z`);
-  const isOnCalendar =
-    !Number.isNaN(midnight.valueOf()) &&
-    midnight.toISOString().startsWith(date) &&
-    !date.startsWith('0000');
+  const midnight = midnightOf(date);
   const isOnClock =
     Number(minutes) <= 59 &&
     Number(seconds) <= 60 &&
     time <= dayMs &&
     Number(offsetMinutes) <= 59 &&
     Math.abs(Number(offsetHours)) <= 15;
-  if (!isOnCalendar || !isOnClock) {
+  if (midnight === undefined || !isOnClock) {
     return { wrong: `${quote(text)} is not a time that exists` };
   }
-  const instant = midnight.valueOf() + Math.floor(time) - shift;
-  if (
-    instant < Date.parse('0001-01-01T00:00:00Z') ||
-    instant >= Date.parse('+010000-01-01T00:00:00Z')
-  ) {
+  const instant = midnight + Math.floor(time) - shift;
+  if (instant < earliest || instant >= tooLate) {
     return { wrong: `${quote(text)} does not lie in the years 1 to 9999 (UTC)` };
   }
   return {
     value: `${date} ${hours}:${minutes}:${seconds}${fraction}${offsetHours}:${offsetMinutes}`,
   };
+}
+
+/** Where dates begin in UTC, in milliseconds; undefined for those that do not exist. */
+const midnights = new Map<string, number | undefined>();
+
+/** Looked up once for each date, since an export has the same few thousand again and again. */
+function midnightOf(date: string): number | undefined {
+  if (!midnights.has(date)) {
+    if (midnights.size > 10_000) {
+      midnights.clear();
+    }
+    const midnight = new Date(`${date}T00:00:00Z`);
+    const isOnCalendar =
+      !Number.isNaN(midnight.valueOf()) &&
+      midnight.toISOString().startsWith(date) &&
+      !date.startsWith('0000');
+    midnights.set(date, isOnCalendar ? midnight.valueOf() : undefined);
+  }
+  return midnights.get(date);
 }
 
 /**
