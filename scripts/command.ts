@@ -282,15 +282,17 @@ async function perform<Own extends Settings, Facts extends object>(
   const late = new Error('Cancelled, but the server did not answer in time.');
 
   const failure = (error: unknown): string => {
+    const before = wasLostInCommit
+      ? 'The connection was lost during the commit of an attempt before, so that it is not known whether the work is done.'
+      : '';
+    if (error === signal.reason) {
+      return `Cancelled by ${cancelledBy()}. ${before || afterwards}`;
+    }
     if (error === late) {
       return `${late.message} It is not known whether the work is done.`;
     }
-    const said = error === signal.reason ? `Cancelled by ${cancelledBy()}.` : explain(error);
-    const lost =
-      'The connection was lost during the commit of an attempt before, so that it is not known whether the work is done.';
-    return error === signal.reason || wasLostInCommit
-      ? `${said} ${wasLostInCommit ? lost : afterwards}`
-      : said + adviceOn(error, usage.settings);
+    const said = explain(error) + adviceOn(error, usage.settings);
+    return before && !isUnknown(error) ? `${said}\n${before}` : said;
   };
 
   const { outcome, reason } = await Promise.race([attempts(), overdue]).catch((error) => {

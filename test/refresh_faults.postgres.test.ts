@@ -99,6 +99,15 @@ describe('when the process', () => {
       await network.close();
     });
 
+    test('and may not try again, it says that the outcome is not known', async () => {
+      const network = await openNetwork(database.url, 'commit\0');
+      const { code, stderr } = await run(network.url, 'npm run refresh', ['--retries', '0']);
+      expect(code).toBe(1);
+      expect(stderr.trim()).toEqual(lost);
+      expect(stderr.match(/not known/g)).toHaveLength(1);
+      await network.close();
+    });
+
     test('and is cancelled then, it does not say that nothing has changed', async () => {
       await session`insert into dim_user (user_id) values ('zoe')`;
       const network = await openNetwork(database.url, 'commit\0');
