@@ -1,5 +1,8 @@
-import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { dirname, join, resolve } from 'node:path';
+import { createHash } from 'node:crypto';
+import { existsSync } from 'node:fs';
+import { mkdir, realpath } from 'node:fs/promises';
+import { createServer } from 'node:net';
+import { basename, dirname, join, resolve } from 'node:path';
 import { Readable } from 'node:stream';
 import { blob as readBlob } from 'node:stream/consumers';
 import { pipeline } from 'node:stream/promises';
@@ -179,7 +182,7 @@ export async function openPglite(
       { cause: error },
     );
   });
-  const unlock = folder === undefined ? () => {} : lockFolder(folder);
+  const unlock = folder === undefined ? () => {} : await lockFolder(folder);
   const client = await PGlite.create(folder).catch((error) => {
     unlock();
     throw new Error(
@@ -203,47 +206,37 @@ export async function openPglite(
 
 /**
  * Keeps other processes from opening the embedded database in a folder, until the
- * function that this returns is called: two at once would ruin it, since each keeps parts
- * of it in its memory. The lock is a file beside the folder with the id of the process.
+ * function that this returns is called or the process has ended: two at once would ruin
+ * it, since each keeps parts of it in its memory. The lock is a socket with the name of
+ * the folder, which the system lets one process have, and takes back when that ends.
+ * Only Linux and Windows have sockets of this kind.
+ * https://nodejs.org/docs/latest-v20.x/api/net.html#identifying-paths-for-ipc-connections
  */
-function lockFolder(folder: string): () => void {
-  const file = `${resolve(folder)}.lock`;
-  mkdirSync(dirname(file), { recursive: true });
-  for (;;) {
-    try {
-      writeFileSync(file, String(process.pid), { flag: 'wx' });
-      const unlock = () => rmSync(file, { force: true });
-      process.once('exit', unlock);
-      return () => {
-        process.off('exit', unlock);
-        unlock();
-      };
-    } catch (error) {
-      if ((error as NodeJS.ErrnoException).code !== 'EEXIST') {
-        throw error;
-      }
-    }
-    const holder = Number(readFileSync(file, 'utf8'));
-    if (isRunning(holder)) {
-      throw Object.assign(
-        new Error(
-          `The embedded database in ${folder} is in use by process ${holder}. Wait until that has ended. If it is none of this package, remove ${file}.`,
-        ),
-        { code: OBJECT_IN_USE },
-      );
-    }
-    rmSync(file, { force: true }); // left by a process that was killed
+async function lockFolder(folder: string): Promise<() => void> {
+  const prefix = { linux: '\0', win32: '\\\\.\\pipe\\' }[process.platform as string];
+  if (prefix === undefined) {
+    return () => {};
   }
-}
-
-/** Whether there is a process with this id. */
-function isRunning(pid: number): boolean {
-  try {
-    process.kill(pid, 0);
-    return true;
-  } catch (error) {
-    return (error as NodeJS.ErrnoException).code === 'EPERM';
-  }
+  await mkdir(dirname(resolve(folder)), { recursive: true });
+  const path = await realpath(folder).catch(async () =>
+    join(await realpath(dirname(resolve(folder))), basename(folder)),
+  );
+  const name = createHash('sha256').update(path).digest('hex');
+  const lock = createServer().unref();
+  await new Promise<void>((taken, failed) => {
+    lock.once('error', failed).listen(`${prefix}lead-conversions-${name}`, taken);
+  }).catch((error: NodeJS.ErrnoException) => {
+    if (error.code !== 'EADDRINUSE') {
+      throw error;
+    }
+    throw Object.assign(
+      new Error(
+        `The embedded database in ${folder} is in use by another process. Wait until that has ended.`,
+      ),
+      { code: OBJECT_IN_USE },
+    );
+  });
+  return () => lock.close();
 }
 
 /** PGlite reads what is copied in into memory, as it does with all of its data. */

@@ -1,11 +1,13 @@
 import { mkdir, mkdtemp, open, readdir, rm, symlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
+import { setTimeout } from 'node:timers/promises';
 import { drizzle } from 'drizzle-orm/postgres-js';
 import { migrate } from 'drizzle-orm/postgres-js/migrator';
 import postgres from 'postgres';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { migrations } from '../schema/migrations.ts';
+import { openDatabase } from '../scripts/database.ts';
 import { run, start } from './support/commands.ts';
 import { useUnmigratedDatabase } from './support/database.ts';
 import { sessionsEnded, sessionThatRuns } from './support/sessions.ts';
@@ -414,15 +416,22 @@ describe('DATABASE_URL', () => {
     try {
       const both = await Promise.all([run(url, 'npm run migrate'), run(url, 'npm run migrate')]);
       const inUse = expect.stringMatching(
-        /^The embedded database in \S+ is in use by process \d+\. /,
+        /^The embedded database in \S+ is in use by another process\. Wait until that has ended\.\nTrying again in 1 s \(1 of 5\)\.\n/,
       );
       expect(both.toSorted((one, other) => one.stderr.length - other.stderr.length)).toEqual([
         { code: 0, stdout: expect.stringContaining(': migrated, '), stderr: '' },
         { code: 0, stdout: 'Nothing to migrate: the database is up to date.\n', stderr: inUse },
       ]);
-      // Left by a process that was killed.
-      await writeFile(`${join(folder, 'gym')}.lock`, '999999999');
-      expect(await run(url, 'npm run refresh')).toMatchObject({ code: 0, stderr: '' });
+      const { db, close } = await openDatabase(url);
+      await db.execute('select 1');
+      expect(await run(url, 'npm run refresh', ['--retries', '0'])).toMatchObject({ code: 1 });
+      await close();
+      // What a process has that is killed is free again.
+      const { process, result } = start(url, 'npm run refresh', ['--force']);
+      await setTimeout(1000);
+      process.kill('SIGKILL');
+      await result;
+      expect(await run(url, 'npm run refresh', ['--retries', '0'])).toMatchObject({ code: 0 });
       expect(await readdir(folder)).toEqual(['gym']);
       expect(
         await run(`pglite:${join(folder, 'gym/PG_VERSION')}`, 'npm run migrate'),

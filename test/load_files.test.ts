@@ -430,6 +430,27 @@ describe('a header', () => {
     expect(await storedUsers()).toMatchObject([{ userId: 'mia', name: 'Mia', email: 'm@x' }]);
   });
 
+  test('is read as a whole, wherever it is', async () => {
+    const header = `${users}_local`;
+    const blank = '""\n';
+    // The pieces in which a file is read are of 256 KB: one ends before "_local".
+    const lines = '\n'.repeat(2 ** 18 - blank.length - users.length);
+    for (const before of ['', `${blank}${lines}`]) {
+      expect(
+        await refusal({ 'dim_user.csv': `${before}${header}\nmia,,Mia,,2024-01-01\n` }),
+      ).toContain('the header lacks created_at; the table has no "created_at_local". ');
+    }
+    expect(await refusal({ 'dim_user.csv': 'a'.repeat(2 ** 20) })).toContain(
+      'the header lacks user_id',
+    );
+  });
+
+  test('is never taken for a row, nor a row for it', async () => {
+    const names = users.split(',');
+    await load({ 'dim_user.csv': `${users}\nmia,,Mia,,\nzoe,,Zoe,,\n` }, { null: [...names, ' '] });
+    expect(await storedUsers()).toHaveLength(2);
+  });
+
   test('may have the names of other exports of this data', async () => {
     await load({
       'dim_user.csv': `${users}\nmia,,,,\n`,

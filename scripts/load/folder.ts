@@ -1,14 +1,7 @@
 import { getTableName, sql } from 'drizzle-orm';
 import { getTableConfig, type PgTable } from 'drizzle-orm/pg-core';
 import { findFiles, type InputFile, inputTables, refuseChanged } from './files.ts';
-import {
-  bare,
-  columnNames,
-  type Header,
-  type HeaderOptions,
-  isEmpty,
-  readHeader,
-} from './header.ts';
+import { bare, columnNames, type Header, type HeaderOptions, readHeader } from './header.ts';
 import { describe, type Problems, problemsOf, quote } from './problems.ts';
 import { type CsvOptions, type Field, readRecords } from './records.ts';
 import {
@@ -155,9 +148,7 @@ async function readFile(
   let header: Header;
   let text: AsyncGenerator<string>;
   try {
-    const begun = await beginText(readText(file, onRead));
-    text = begun.text;
-    header = await readHeader(table, begun.start, headerOptions);
+    ({ header, text } = await beginText(file, readText(file, onRead), headerOptions));
   } catch (error) {
     addUnreadable(error as UnreadableError);
     return { file, problems, isComplete: false };
@@ -171,10 +162,8 @@ async function readFile(
   const readers = columns.map((column) => column && readerOf(table, column, csv.nulls));
   const rows = async function* (): AsyncGenerator<Row> {
     try {
-      let isHeader = true;
       for await (const { line, fields } of records) {
-        if (isHeader) {
-          isHeader = isEmpty(fields);
+        if (line <= header.line) {
           continue;
         }
         if (fields.length !== columns.length) {
@@ -214,29 +203,35 @@ async function readFile(
   return { file, problems, header, isComplete };
 }
 
-/** The beginning of a text, which has the header in it, and all of the text. */
+/** Reads as much of a text as it takes to have the header, and returns it with all of the text. */
 async function beginText(
+  { table }: InputFile,
   chunks: AsyncGenerator<string>,
-): Promise<{ start: string; text: AsyncGenerator<string> }> {
+  options: HeaderOptions,
+): Promise<{ header: Header; text: AsyncGenerator<string> }> {
   let start = '';
+  let enough = 0;
   for (;;) {
     const { value, done } = await chunks.next();
     start += value ?? '';
-    // The header ends with the first line that is not blank.
-    const isWhole = start.length >= longestHeader && /[^\s,;|][^\r\n]*[\r\n]/.test(start);
-    if (done || isWhole || start.length >= longestBeginning) {
-      break;
+    if (done || start.length >= enough) {
+      const header = await readHeader(table, start, done === true, options);
+      if (header) {
+        const text = (async function* () {
+          yield start;
+          yield* chunks;
+        })();
+        return { header, text };
+      }
+      if (start.length > longestBeginning) {
+        throw new Error(`the file has no header in its first ${longestBeginning / 2 ** 20} MB`);
+      }
+      enough = 2 * start.length; // so that a long beginning takes linear time
     }
   }
-  const text = (async function* () {
-    yield start;
-    yield* chunks;
-  })();
-  return { start, text };
 }
 
-/** Longer than a header is, and than it may be with blank lines before it. */
-const longestHeader = 2 ** 16;
+/** A header comes sooner than that, whatever blank lines there are before it. */
 const longestBeginning = 2 ** 24;
 
 /** Reads a field of one column: gives what is stored, and tells what is wrong with it. */

@@ -1,5 +1,5 @@
 import { getTableConfig, type PgTable } from 'drizzle-orm/pg-core';
-import { type Field, readRecords } from './records.ts';
+import { type CsvOptions, type Mistake, readRecords } from './records.ts';
 
 /** How the names in headers are read. */
 export interface HeaderOptions {
@@ -14,6 +14,8 @@ export interface HeaderOptions {
 /** What the first line of a file says. */
 export interface Header {
   delimiter: string;
+  /** The line on which it ends. */
+  line: number;
   /** By position in a record, the column of the table, or undefined for one that is left out. */
   columns: (string | undefined)[];
   /** The names that are left out. */
@@ -44,15 +46,17 @@ export const columnNames = (table: PgTable): string[] =>
 
 /**
  * Reads the header at the start of a file, which says what separates the fields: what
- * tells most of the table's columns apart.
+ * tells most of the table's columns apart. Returns undefined if the start ends before or
+ * within it, and there is more of the file.
  *
  * Throws an Error that names all that is wrong with the header.
  */
 export async function readHeader(
   table: PgTable,
   start: string,
+  isAll: boolean,
   { renamed, ignoresOthers, hasBackslashes }: HeaderOptions,
-): Promise<Header> {
+): Promise<Header | undefined> {
   const { name: tableName, columns: declared } = getTableConfig(table);
   const expected = columnNames(table);
   const known = new Map<string, string>(
@@ -66,13 +70,16 @@ export async function readHeader(
       known.set(from, to);
     }
   }
-  const readings: { delimiter: string; names: string[]; found: number }[] = [];
+  const readings: (FirstRecord & { delimiter: string; found: number })[] = [];
   for (const delimiter of delimiters) {
-    const names = await firstRecord(start, delimiter, hasBackslashes);
-    const found = names.filter((name) => known.has(bare(name))).length;
-    readings.push({ delimiter, names, found });
+    const first = await firstRecord(start, isAll, { delimiter, hasBackslashes });
+    if (!first) {
+      return undefined;
+    }
+    const found = first.names.filter((name) => known.has(bare(name))).length;
+    readings.push({ ...first, delimiter, found });
   }
-  const { delimiter, names } = readings.reduce((best, other) =>
+  const { delimiter, names, line } = readings.reduce((best, other) =>
     other.found > best.found || (best.found === 0 && other.names.length > best.names.length)
       ? other
       : best,
@@ -106,36 +113,57 @@ export async function readHeader(
   }
   return {
     delimiter,
+    line,
     columns,
     ignored: unknown,
     names: names.map(bare),
   };
 }
 
-/** The fields of the first record that has any; none if it is not well-formed. */
-async function firstRecord(
-  start: string,
-  delimiter: string,
-  hasBackslashes: boolean,
-): Promise<string[]> {
-  const text = (async function* () {
-    yield start;
-  })();
-  let isWrong = false;
-  const options = { delimiter, nulls: new Set<string>(), hasBackslashes };
-  for await (const { fields } of readRecords(text, options, () => {
-    isWrong = true;
-  })) {
-    if (isWrong) {
-      break;
-    }
-    if (!isEmpty(fields)) {
-      return fields.map((field) => field ?? '');
-    }
-  }
-  return [];
+interface FirstRecord {
+  names: string[];
+  /** The line on which it ends. */
+  line: number;
 }
 
-/** Whether a record before the header is none. */
-export const isEmpty = (fields: Field[]): boolean =>
-  fields.every((field) => (field ?? '').trim() === '');
+/**
+ * The first record that is not blank, without names if it is not well-formed; undefined
+ * if the start ends before or within it, and there is more.
+ */
+async function firstRecord(
+  start: string,
+  isAll: boolean,
+  options: Omit<CsvOptions, 'nulls'>,
+): Promise<FirstRecord | undefined> {
+  let isCut = false;
+  const text = (async function* () {
+    yield start;
+    if (!isAll) {
+      isCut = true;
+      throw new Error('There is more of the text.');
+    }
+  })();
+  let mistake: Mistake | undefined;
+  try {
+    for await (const { fields, line } of readRecords(
+      text,
+      { ...options, nulls: new Set() },
+      (it) => {
+        mistake ??= it;
+      },
+    )) {
+      if (mistake) {
+        break;
+      }
+      if (fields.some((field) => field?.trim())) {
+        return { names: fields.map((field) => field ?? ''), line };
+      }
+    }
+  } catch (error) {
+    if (!isCut) {
+      throw error;
+    }
+    return mistake ? { names: [], line: mistake.line } : undefined;
+  }
+  return { names: [], line: mistake?.line ?? 1 };
+}
