@@ -213,8 +213,11 @@ async function perform<Own extends Settings, Facts extends object>(
   let wasLostInCommit = false;
   const warn = (text: string) => {
     progress.end();
-    warnings.push(text);
-    console.error(`Warning: ${text}`);
+    // An attempt that follows another one finds the same again.
+    if (!warnings.includes(text)) {
+      warnings.push(text);
+      console.error(`Warning: ${text}`);
+    }
   };
 
   const attempt = async (number: number): Promise<Ending> => {

@@ -67,7 +67,7 @@ export async function openDatabase(
     const folder = url.slice('pglite:'.length);
     if (folder.trim() === '' || /^[a-z]+:\/\//i.test(folder)) {
       throw new Error(
-        'DATABASE_URL names no folder after pglite:. Set it to pglite:PATH, with the path of the folder that holds the embedded database.',
+        'DATABASE_URL names no folder. Set it to pglite:PATH, with the path of the folder that holds the embedded database.',
       );
     }
     if (!isNew && !existsSync(join(folder, 'PG_VERSION'))) {

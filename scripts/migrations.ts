@@ -219,7 +219,7 @@ function firstPending(files: Migration[], recorded: Recorded[]): Migration | und
   if (pending && last && pending.createdAt < last.createdAt) {
     const name = files.find(({ createdAt }) => createdAt === last.createdAt)?.tag;
     throw new Error(
-      `${pending.tag} was never applied to this database, but is older than ${name ?? 'its last migration, which this version does not have'}. ${name ? 'Generate it again, so that it comes last.' : 'Deploy the version that has last migrated the database, or a later one.'}`,
+      `${pending.tag} was never applied to this database, but is older than ${name ?? 'its last migration, which this version does not have'}. ${name ? 'Generate it again, so that it comes last.' : 'Deploy the version that last migrated the database, or a later one.'}`,
     );
   }
   return pending;

@@ -55,7 +55,7 @@ export const bounds = {
 export const shared = {
   retries: setting(
     '--retries <number>',
-    'how often to try again what may succeed in a moment, after 1, 2, 4 … up to 30 seconds',
+    'how many times to retry after a failure that may pass, waiting 1, 2, 4 … up to 30 seconds',
     { preset: '5', variable: 'LEAD_CONVERSIONS_RETRIES' },
   ),
   json: setting<boolean>('--json', 'print one line of JSON'),

@@ -203,8 +203,8 @@ describe('npm run load', () => {
       code: 0,
       stdout: 'dim_user.csv: 1 rows, 1 inserted, 0 updated, 0 unchanged\n',
       stderr: [
-        'Warning: dim_user.csv was loaded without the columns "hat".\n',
-        'Warning: Not loaded: dim_users.csv. Files are loaded that have one of these names: dim_branch.csv, dim_user.csv, fct_credit_pack_purchases.csv, fct_membership_purchases.csv, or the same with .gz.\n',
+        'Warning: dim_user.csv: these columns are left out: "hat".\n',
+        'Warning: Not loaded: dim_users.csv. Only files with these names are loaded: dim_branch.csv, dim_user.csv, fct_credit_pack_purchases.csv, fct_membership_purchases.csv, each also as .csv.gz.\n',
       ].join(''),
     });
     expect(await session`select * from dim_user`).toEqual([
@@ -405,7 +405,7 @@ describe('DATABASE_URL', () => {
         code: 1,
         stdout: '',
         stderr:
-          'DATABASE_URL names no folder after pglite:. Set it to pglite:PATH, with the path of the folder that holds the embedded database.\n',
+          'DATABASE_URL names no folder. Set it to pglite:PATH, with the path of the folder that holds the embedded database.\n',
       });
     },
   );

@@ -134,7 +134,7 @@ describe('loading', () => {
         ],
       }),
     ).rejects.toThrow(
-      'fct_membership_purchases.csv, line 3: user_id "mia", user_membership_id "1" stands in line 2 too, with other values.',
+      'fct_membership_purchases.csv, line 3: user_id "mia", user_membership_id "1" is also in line 2, with other values.',
     );
   });
 
@@ -216,7 +216,7 @@ describe('bad input is refused, with its place', () => {
   const zoneRule =
     'must be an IANA time zone name that Postgres knows, such as Europe/Dublin, not an abbreviation (CET) or an offset (FOO+3)';
   const noTime =
-    'is not a time. Write 2024-06-01 or 2024-06-01T12:30:00Z; another offset such as +05:30 may stand in place of Z, and none is UTC';
+    'is not a time. Write 2024-06-01 or 2024-06-01T12:30:00Z. An offset such as +05:30 may replace the Z; without one, the time is UTC';
   const headerOfUsers = `The columns of dim_user are user_id, branch_id, name, email, created_at, in any order. ${adviceOnHeader}.`;
   const badFiles: { what: string; files: Record<string, string[] | Buffer>; says: string }[] = [
     {
@@ -301,12 +301,12 @@ describe('bad input is refused, with its place', () => {
     {
       what: 'one key with two values',
       files: { 'dim_user.csv': [users, 'a,,A,,', 'b,,"B\nB",,', 'a,,B,,'] },
-      says: 'dim_user.csv, line 5: user_id "a" stands in line 2 too, with other values.',
+      says: 'dim_user.csv, line 5: user_id "a" is also in line 2, with other values.',
     },
     {
       what: 'one key of two columns with two values',
       files: { 'fct_membership_purchases.csv': [memberships, 'known,,1,,,', 'known,,1,,,{}'] },
-      says: 'fct_membership_purchases.csv, line 3: user_id "known", user_membership_id "1" stands in line 2 too, with other values.',
+      says: 'fct_membership_purchases.csv, line 3: user_id "known", user_membership_id "1" is also in line 2, with other values.',
     },
     {
       what: 'a row with too many fields',

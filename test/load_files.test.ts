@@ -121,7 +121,7 @@ describe('a time', () => {
     ...['2024-06-01T12:30:05,5', '2024-06-01 12:30:05+5', '2024-06-01t12:30z', '٢٠٢٤-٠٦-٠١'],
   ])('%j is refused, with the form that is accepted', async (time) => {
     expect(await refusal({ 'dim_user.csv': `${users}\nmia,,,,"${time}"\n` })).toBe(
-      `dim_user.csv, line 2, column created_at: ${JSON.stringify(time)} is not a time. Write 2024-06-01 or 2024-06-01T12:30:00Z; another offset such as +05:30 may stand in place of Z, and none is UTC.`,
+      `dim_user.csv, line 2, column created_at: ${JSON.stringify(time)} is not a time. Write 2024-06-01 or 2024-06-01T12:30:00Z. An offset such as +05:30 may replace the Z; without one, the time is UTC.`,
     );
   });
 
@@ -134,7 +134,7 @@ describe('a time', () => {
     '2024-06-01 12:60',
   ])('%j is refused, because it does not exist', async (time) => {
     expect(await refusal({ 'dim_user.csv': `${users}\nmia,,,,${time}\n` })).toBe(
-      `dim_user.csv, line 2, column created_at: "${time}" is not a time that exists.`,
+      `dim_user.csv, line 2, column created_at: "${time}" is not a valid date or time.`,
     );
   });
 
@@ -208,7 +208,7 @@ describe('quoting', () => {
       [
         'dim_user.csv, line 3: a field has a quote in it, but is not quoted. Put quotes around the field, and double the one in it.',
         'dim_user.csv, line 4: a field has a quote in it, but is not quoted. Put quotes around the field, and double the one in it.',
-        `dim_user.csv, line 5: something stands between the quote that ends a field and the next field. Double each quote within a field, or load with --escape '\\' if the file writes \\" in its place.`,
+        `dim_user.csv, line 5: there is text between the closing quote of a field and the next field. Double each quote within a field, or load with --escape '\\' if the file writes \\" in its place.`,
       ].join('\n'),
     );
   });
@@ -243,7 +243,7 @@ describe('quoting', () => {
       (_, index) => `u${index},,"n"${index % 2 ? 'x' : ''},,`,
     );
     const said = (await refusal({ 'dim_user.csv': `${users}\n${lines.join('\n')}\n` })).split('\n');
-    expect(said[19]).toMatch(/^dim_user\.csv, line 41: something stands between /);
+    expect(said[19]).toMatch(/^dim_user\.csv, line 41: there is text between /);
     expect(said[20]).toBe('and 24980 more');
   });
 
@@ -409,7 +409,7 @@ describe('a file', () => {
         'notes.md': '',
       }),
     ).toEqual([
-      'Not loaded: DIM_BRANCH.CSV, dim_user.csv.bak, dim_users.csv. Files are loaded that have one of these names: dim_branch.csv, dim_user.csv, fct_credit_pack_purchases.csv, fct_membership_purchases.csv, or the same with .gz.',
+      'Not loaded: DIM_BRANCH.CSV, dim_user.csv.bak, dim_users.csv. Only files with these names are loaded: dim_branch.csv, dim_user.csv, fct_credit_pack_purchases.csv, fct_membership_purchases.csv, each also as .csv.gz.',
     ]);
   });
 
@@ -482,7 +482,7 @@ describe('a header', () => {
   test('may have other columns if they are to be left out, which is mentioned', async () => {
     const files = { 'dim_user.csv': `shoe size,${users},hat\n43,mia,,Mia,,,none\n` };
     expect(await load(files, { ignoreColumns: true })).toEqual([
-      'dim_user.csv was loaded without the columns "shoe size", "hat".',
+      'dim_user.csv: these columns are left out: "shoe size", "hat".',
     ]);
     expect(await storedUsers()).toMatchObject([{ userId: 'mia', name: 'Mia' }]);
     expect(await refusal(files)).toContain('dim_user.csv: the table has no "shoe size", "hat". ');
@@ -567,6 +567,21 @@ test('quotes may be escaped with a backslash, which means nothing else', async (
 });
 
 describe('what is wrong', () => {
+  test('is what rules of others refuse, those about derived columns last', async () => {
+    const purchase = (name: string) => ({
+      'dim_user.csv': `${users}\nmia,,,,\n`,
+      'fct_membership_purchases.csv': `${memberships}\nmia,,1,,,"{""name"": ""${name}""}"\n`,
+    });
+    await database.db.execute(sql`
+      alter table fct_membership_purchases add constraint no_gold check (membership_name <> 'Gold')`);
+    try {
+      await load(purchase('Silver'));
+      expect(await refusal(purchase('Gold'))).toContain('violates check constraint "no_gold"');
+    } finally {
+      await database.db.execute(sql`alter table fct_membership_purchases drop constraint no_gold`);
+    }
+  });
+
   test('is said of all files at once, by file and line', async () => {
     expect(
       await refusal({
@@ -577,10 +592,10 @@ describe('what is wrong', () => {
     ).toBe(
       [
         'dim_branch.csv, line 2, column timezone_id: "Mars/Olympus" must be an IANA time zone name that Postgres knows, such as Europe/Dublin, not an abbreviation (CET) or an offset (FOO+3).',
-        'dim_branch.csv, line 3, column created_at: "2024-13-01" is not a time that exists.',
+        'dim_branch.csv, line 3, column created_at: "2024-13-01" is not a valid date or time.',
         'dim_branch.csv, line 3, column timezone_id: "CET" must be an IANA time zone name that Postgres knows, such as Europe/Dublin, not an abbreviation (CET) or an offset (FOO+3).',
-        'dim_user.csv, line 2, column created_at: "soon" is not a time. Write 2024-06-01 or 2024-06-01T12:30:00Z; another offset such as +05:30 may stand in place of Z, and none is UTC.',
-        'dim_user.csv, line 3: user_id "a" stands in line 2 too, with other values.',
+        'dim_user.csv, line 2, column created_at: "soon" is not a time. Write 2024-06-01 or 2024-06-01T12:30:00Z. An offset such as +05:30 may replace the Z; without one, the time is UTC.',
+        'dim_user.csv, line 3: user_id "a" is also in line 2, with other values.',
         'dim_user.csv, line 4, column branch_id: dim_branch has no branch_id "b9".',
         'fct_membership_purchases.csv, line 2, column membership_purchase_details: "nope" is not JSON.',
         'fct_membership_purchases.csv, line 3, column membership_purchase_details: "[]" must be a JSON object, or JSON null.',
@@ -610,7 +625,7 @@ describe('what is wrong', () => {
         'dim_branch.csv': `${branches}\nb1,"x" y,,,,,\n`,
         'dim_user.csv': `${users}\nmia,b1,,,\n`,
       }),
-    ).toMatch(/^dim_branch\.csv, line 2: something stands between [^\n]*$/);
+    ).toMatch(/^dim_branch\.csv, line 2: there is text between [^\n]*$/);
   });
 
   test('is JSON that no jsonb can hold', async () => {
@@ -646,7 +661,7 @@ describe('what is wrong', () => {
         'fct_membership_purchases.csv': `${memberships}\n\nmia,,1,,,\nmia,,2,,,"{""a"":\n1e999999}"\n`,
       }),
     ).toMatch(
-      /^dim_branch\.csv, line 2, column created_at: .+\nfct_membership_purchases\.csv, line 5, column membership_purchase_details: Postgres does not take this: .+\.$/,
+      /^dim_branch\.csv, line 2, column created_at: .+\nfct_membership_purchases\.csv, line 5, column membership_purchase_details: Postgres refuses this value: .+\.$/,
     );
   });
 

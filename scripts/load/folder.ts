@@ -100,14 +100,14 @@ export async function loadFolder(
   for (const { file, header } of readings) {
     if (header && header.ignored.length > 0) {
       onWarning(
-        `${file.name} was loaded without the columns ${header.ignored.map((name) => JSON.stringify(name)).join(', ')}.`,
+        `${file.name}: these columns are left out: ${header.ignored.map((name) => JSON.stringify(name)).join(', ')}.`,
       );
     }
   }
   if (others.length > 0) {
     const names = inputTables.map((table) => `${getTableName(table)}.csv`);
     onWarning(
-      `Not loaded: ${others.join(', ')}. Files are loaded that have one of these names: ${names.join(', ')}, or the same with .gz.`,
+      `Not loaded: ${others.join(', ')}. Only files with these names are loaded: ${names.join(', ')}, each also as .csv.gz.`,
     );
   }
   const loads: FileLoad[] = [];

@@ -193,7 +193,7 @@ const mistakes = {
   unquoted:
     'a field has a quote in it, but is not quoted. Put quotes around the field, and double the one in it',
   followed:
-    "something stands between the quote that ends a field and the next field. Double each quote within a field, or load with --escape '\\' if the file writes \\\" in its place",
+    "there is text between the closing quote of a field and the next field. Double each quote within a field, or load with --escape '\\' if the file writes \\\" in its place",
   followedDespiteBackslashes:
-    'something stands between the quote that ends a field and the next field. Write \\" for each quote within a field, or load without --escape if the file doubles them',
+    'there is text between the closing quote of a field and the next field. Write \\" for each quote within a field, or load without --escape if the file doubles them',
 };

@@ -101,7 +101,7 @@ export async function copyRows(
     return {
       line: number === undefined ? undefined : Number(number) + offset,
       column,
-      text: `Postgres does not take this: ${message}`,
+      text: `Postgres refuses this value: ${message}`,
     };
   }
 }
@@ -165,6 +165,13 @@ async function brokenRules(transaction: LoadTransaction, table: PgTable): Promis
       and pg_attribute.attnum = pg_constraint.conkey[1]
     where pg_constraint.conrelid = to_regclass(${`public.${getTableName(table)}`})
       and pg_constraint.contype = 'c'
+      -- The rows have no derived columns yet. Rules about those hold when they are stored.
+      and not exists (
+        select from pg_attribute as derived
+        where derived.attrelid = pg_constraint.conrelid
+          and derived.attnum = any (pg_constraint.conkey)
+          and derived.attgenerated <> ''
+      )
     order by pg_constraint.conname`);
   return checks.map(({ column, condition, rule }) => {
     const value = sql.identifier(String(column));
@@ -177,10 +184,7 @@ async function brokenRules(transaction: LoadTransaction, table: PgTable): Promis
 }
 
 /** That a time zone is unknown or refused. Postgres itself raises an error for one that it does not know. */
-const unlessUnknownZone = (
-  zone: SQL.Aliased | ReturnType<typeof sql.identifier>,
-  isRefused: SQL,
-) => sql`
+const unlessUnknownZone = (zone: ReturnType<typeof sql.identifier>, isRefused: SQL) => sql`
   case
     when lower(${zone}) in (select lower(name) from pg_timezone_names) then ${isRefused}
     else ${zone} is not null
@@ -198,7 +202,7 @@ function contradictions(table: PgTable): SQL {
       concat_ws(', ', ${sql.join(
         keys.map((key) => sql`${`${key} `}::text || ${quoted(sql`later.${sql.identifier(key)}`)}`),
         sql`, `,
-      )}) || ' stands in line ' || first.file_line || ' too, with other values' as text
+      )}) || ' is also in line ' || first.file_line || ', with other values' as text
     from (
       select ${list(keys)}, min(file_line) as first_line
       from ${loading}

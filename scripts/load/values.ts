@@ -26,7 +26,7 @@ export function readInstant(text: string): { value: string } | { wrong: string }
   ] = instantShape.exec(text) ?? [];
   if (isShaped === undefined) {
     return {
-      wrong: `${quote(text)} is not a time. Write 2024-06-01 or 2024-06-01T12:30:00Z; another offset such as +05:30 may stand in place of Z, and none is UTC`,
+      wrong: `${quote(text)} is not a time. Write 2024-06-01 or 2024-06-01T12:30:00Z. An offset such as +05:30 may replace the Z; without one, the time is UTC`,
     };
   }
   const [offsetHours = '+00', offsetMinutes = '00'] = offset;
@@ -45,7 +45,7 @@ export function readInstant(text: string): { value: string } | { wrong: string }
     Number(offsetMinutes) <= 59 &&
     Math.abs(Number(offsetHours)) <= 15;
   if (midnight === undefined || !isOnClock) {
-    return { wrong: `${quote(text)} is not a time that exists` };
+    return { wrong: `${quote(text)} is not a valid date or time` };
   }
   const instant = midnight + Math.floor(time) - shift;
   if (instant < earliest || instant >= tooLate) {
