@@ -357,12 +357,15 @@ export function cancelledBySignals(): {
   return { signal: cancellation.signal, cancelledBy: () => name };
 }
 
-/** The processes from the parent of this one up to npm or npx, if that runs it; on Linux alone. */
+/**
+ * The processes from the parent of this one up to npm or npx, if that runs it: itself, or
+ * in a shell. One further up has started something else. On Linux alone.
+ */
 function ancestorsUpToNpm(): number[] {
   const ancestors: number[] = [];
   const read = (pid: number, file: string) => readFileSync(`/proc/${pid}/${file}`, 'latin1');
   try {
-    for (let pid = process.ppid; pid > 1; ) {
+    for (let pid = process.ppid; pid > 1 && ancestors.length < 2; ) {
       ancestors.push(pid);
       if (read(pid, 'cmdline').startsWith('npm ')) {
         return ancestors;
