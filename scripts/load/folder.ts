@@ -3,7 +3,7 @@ import { getTableConfig, type PgTable } from 'drizzle-orm/pg-core';
 import { findFiles, type InputFile, inputTables, refuseChanged } from './files.ts';
 import { bare, columnNames, type Header, type HeaderOptions, readHeader } from './header.ts';
 import { describe, type Problems, problemsOf, quote } from './problems.ts';
-import { type CsvOptions, type Field, readRecords } from './records.ts';
+import { type CsvOptions, type CsvRecord, type Field, readRecords } from './records.ts';
 import {
   addProblemsOfRows,
   copyRows,
@@ -159,30 +159,39 @@ async function readFile(
     isComplete = false;
     problems.add(mistake);
   });
-  const readers = columns.map((column) => column && readerOf(table, column, csv.nulls));
-  const rows = async function* (): AsyncGenerator<Row> {
+  const readers = columns.map((column) =>
+    column === undefined ? undefined : readerOf(table, column, csv.nulls),
+  );
+  const rowsOf = function* (piece: Iterable<CsvRecord>): Generator<Row> {
+    for (const { line, fields } of piece) {
+      if (line <= header.line) {
+        continue;
+      }
+      if (fields.length !== columns.length) {
+        isComplete = false;
+        problems.add({
+          line,
+          text: `the line has ${fields.length} fields, but the header has ${columns.length}`,
+        });
+        continue;
+      }
+      const values: (string | null)[] = [];
+      for (let index = 0; index < columns.length; index += 1) {
+        const value = readers[index]?.(fields[index]);
+        if (value !== null && typeof value === 'object') {
+          problems.add({ line, column: columns[index], text: value.wrong });
+          values.push(null);
+        } else if (value !== undefined) {
+          values.push(value);
+        }
+      }
+      yield { line, values };
+    }
+  };
+  const rows = async function* (): AsyncGenerator<Iterable<Row>> {
     try {
-      for await (const { line, fields } of records) {
-        if (line <= header.line) {
-          continue;
-        }
-        if (fields.length !== columns.length) {
-          isComplete = false;
-          problems.add({
-            line,
-            text: `the line has ${fields.length} fields, but the header has ${columns.length}`,
-          });
-          continue;
-        }
-        const values: (string | null)[] = [];
-        for (const [index, reader] of readers.entries()) {
-          if (reader) {
-            values.push(
-              reader(fields[index], (text) => problems.add({ line, column: columns[index], text })),
-            );
-          }
-        }
-        yield { line, values };
+      for await (const piece of records) {
+        yield rowsOf(piece);
       }
       await refuseChanged(file);
     } catch (error) {
@@ -234,41 +243,35 @@ async function beginText(
 /** A header comes sooner than that, whatever blank lines there are before it. */
 const longestBeginning = 2 ** 24;
 
-/** Reads a field of one column: gives what is stored, and tells what is wrong with it. */
-type Reader = (field: Field, refuse: (text: string) => void) => string | null;
+/** Reads a field of one column: gives what is stored, or what is wrong with it. */
+type Reader = (field: Field) => string | null | { wrong: string };
 
 /** Columns of free text, in which an empty text that is quoted is one. In all others it is NULL. */
 const freeTexts = ['name', 'email', 'city', 'country'];
 
 function readerOf(table: PgTable, name: string, nulls: Set<string>): Reader {
   const isKey = keyNames(table).includes(name);
+  const isFreeText = freeTexts.includes(name);
   const type = getTableConfig(table)
     .columns.find((column) => column.name === name)
     ?.getSQLType();
-  return (field, refuse) => {
-    if (field === undefined || field === null || (field === '' && !freeTexts.includes(name))) {
-      if (isKey) {
-        refuse('must not be empty');
-      }
-      return null;
+  return (field) => {
+    if (field === undefined || field === null || (field === '' && !isFreeText)) {
+      return isKey ? { wrong: 'must not be empty' } : null;
     }
     if (field.includes('\0')) {
-      refuse(`${quote(field)} has a NUL character, which Postgres cannot store`);
-      return null;
+      return { wrong: `${quote(field)} has a NUL character, which Postgres cannot store` };
     }
     if (type === 'timestamp with time zone') {
       const instant = readInstant(field);
-      if ('wrong' in instant) {
-        refuse(instant.wrong + adviceOnNull(field, nulls));
-        return null;
-      }
-      return instant.value;
+      return typeof instant === 'string'
+        ? instant
+        : { wrong: instant.wrong + adviceOnNull(field, nulls) };
     }
     if (type === 'jsonb') {
       const wrong = wrongWithJson(field);
       if (wrong) {
-        refuse(wrong + adviceOnNull(field, nulls));
-        return null;
+        return { wrong: wrong + adviceOnNull(field, nulls) };
       }
     }
     return field;

@@ -145,18 +145,16 @@ async function firstRecord(
   })();
   let mistake: Mistake | undefined;
   try {
-    for await (const { fields, line } of readRecords(
-      text,
-      { ...options, nulls: new Set() },
-      (it) => {
-        mistake ??= it;
-      },
-    )) {
-      if (mistake) {
-        break;
-      }
-      if (fields.some((field) => field?.trim())) {
-        return { names: fields.map((field) => field ?? ''), line };
+    for await (const records of readRecords(text, { ...options, nulls: new Set() }, (it) => {
+      mistake ??= it;
+    })) {
+      for (const { fields, line } of records) {
+        if (mistake) {
+          return { names: [], line: mistake.line };
+        }
+        if (fields.some((field) => field?.trim())) {
+          return { names: fields.map((field) => field ?? ''), line };
+        }
       }
     }
   } catch (error) {

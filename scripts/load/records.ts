@@ -26,7 +26,8 @@ export interface Mistake {
 const longestRecord = 2 ** 24;
 
 /**
- * The records of a text in the order of the file, the header first. Quoting is that of
+ * The records of a text in the order of the file, the header first, piece by piece of the
+ * text: whoever reads them takes all of one piece before the next. Quoting is that of
  * RFC 4180, and nothing else is accepted: each record that is not written like that is
  * told as a mistake, and left out, up to the end of its line. Blank lines, and lines of
  * delimiters alone, are no records. https://www.rfc-editor.org/rfc/rfc4180
@@ -39,7 +40,7 @@ export async function* readRecords(
   text: AsyncIterable<string>,
   options: CsvOptions,
   onMistake: (mistake: Mistake) => void,
-): AsyncGenerator<CsvRecord> {
+): AsyncGenerator<Iterable<CsvRecord>> {
   const scan = scanner(options);
   let rest = '';
   /** How long the rest has to be before it is scanned anew, so that a long record takes linear time. */
@@ -67,7 +68,7 @@ export async function* readRecords(
   for await (const chunk of text) {
     rest += chunk;
     if (rest.length >= enough || rest.length > longestRecord) {
-      yield* scanAll(false);
+      yield scanAll(false);
     }
     if (rest.length > longestRecord) {
       onMistake({
@@ -77,47 +78,32 @@ export async function* readRecords(
       return;
     }
   }
-  yield* scanAll(true);
+  yield scanAll(true);
 }
 
 /** A record or a mistake, where the next record begins, and on which line. */
 type Scanned = ({ fields: Field[] } | Mistake) & { end: number; nextLine: number };
 
+const quote = '"'.charCodeAt(0);
+const backslash = '\\'.charCodeAt(0);
+const carriageReturn = '\r'.charCodeAt(0);
+const lineFeed = '\n'.charCodeAt(0);
+
 /**
  * Scans one record of a text from a position on. Returns undefined if the text ends
  * within it, unless that is the last of it.
+ *
+ * For speed, it compares the codes of characters, and makes no function per record.
  */
 function scanner({ delimiter, nulls, hasBackslashes }: CsvOptions) {
-  const ofPlain = new RegExp(`["\\r\\n${delimiter}]`, 'g');
-  const ofQuoted = hasBackslashes ? /["\\]/g : /"/g;
-  const find = (pattern: RegExp, text: string, from: number): number => {
-    pattern.lastIndex = from;
-    return pattern.exec(text)?.index ?? -1;
-  };
+  const delimiterCode = delimiter.charCodeAt(0);
 
   return (text: string, start: number, startLine: number, isLast: boolean): Scanned | undefined => {
     let line = startLine;
     let at = start;
     const fields: Field[] = [];
-    const mistake = (textOfMistake: string): Scanned | undefined => {
-      const end = find(/[\r\n]/g, text, at);
-      return end < 0 && !isLast
-        ? undefined
-        : endOfLine(end < 0 ? text.length : end, { line, text: textOfMistake });
-    };
-    /** What was found, to the end of the line that is at a position; more is needed to see a line feed. */
-    const endOfLine = (
-      position: number,
-      found: { fields: Field[] } | Mistake,
-    ): Scanned | undefined => {
-      if (text[position] === '\r' && position + 1 === text.length && !isLast) {
-        return undefined;
-      }
-      const length = text.startsWith('\r\n', position) ? 2 : 1;
-      return { ...found, end: position + length, nextLine: line + 1 };
-    };
     for (;;) {
-      if (text[at] === '"') {
+      if (text.charCodeAt(at) === quote) {
         const quoted = readQuoted(text, at + 1, isLast);
         if (!quoted) {
           return isLast
@@ -125,35 +111,53 @@ function scanner({ delimiter, nulls, hasBackslashes }: CsvOptions) {
             : undefined;
         }
         fields.push(quoted.value);
-        line += quoted.value.match(/\r\n|\r|\n/g)?.length ?? 0;
+        line += linesIn(quoted.value);
         at = quoted.end;
       } else {
-        const end = find(ofPlain, text, at);
-        if (end < 0 && !isLast) {
+        const end = endOfPlain(text, at);
+        if (end === text.length && !isLast) {
           return undefined;
         }
-        const value = text.slice(at, end < 0 ? text.length : end);
-        at += value.length;
-        const isWholeLine =
-          fields.length === 0 && (at === text.length || /[\r\n]/.test(text[at] ?? ''));
+        const value = text.slice(at, end);
+        at = end;
+        const isWholeLine = fields.length === 0 && (at === text.length || isEndOfLine(text, at));
         const isNothing = isWholeLine ? value.trim() === '' : value === '';
         fields.push(isNothing ? undefined : nulls.has(value) ? null : value);
-        if (text[at] === '"') {
-          return mistake(mistakes.unquoted);
+        if (text.charCodeAt(at) === quote) {
+          return mistake(text, at, line, isLast, mistakes.unquoted);
         }
       }
       if (at >= text.length) {
-        return isLast ? endOfLine(at, { fields }) : undefined;
+        return isLast ? { fields, end: at + 1, nextLine: line + 1 } : undefined;
       }
-      if (text[at] === '\r' || text[at] === '\n') {
-        return endOfLine(at, { fields });
+      if (isEndOfLine(text, at)) {
+        const end = startOfNextLine(text, at, isLast);
+        return end === undefined ? undefined : { fields, end, nextLine: line + 1 };
       }
-      if (text[at] !== delimiter) {
-        return mistake(hasBackslashes ? mistakes.followedDespiteBackslashes : mistakes.followed);
+      if (text.charCodeAt(at) !== delimiterCode) {
+        const { followed, followedDespiteBackslashes } = mistakes;
+        const said = hasBackslashes ? followedDespiteBackslashes : followed;
+        return mistake(text, at, line, isLast, said);
       }
       at += 1;
     }
   };
+
+  /** The position of what ends a field that is not quoted; the length of the text if nothing does. */
+  function endOfPlain(text: string, start: number): number {
+    for (let at = start; at < text.length; at += 1) {
+      const code = text.charCodeAt(at);
+      if (
+        code === delimiterCode ||
+        code === lineFeed ||
+        code === carriageReturn ||
+        code === quote
+      ) {
+        return at;
+      }
+    }
+    return text.length;
+  }
 
   /** The value of a quoted field, and the position after its last quote; undefined if there is none. */
   function readQuoted(
@@ -163,20 +167,20 @@ function scanner({ delimiter, nulls, hasBackslashes }: CsvOptions) {
   ): { value: string; end: number } | undefined {
     let value = '';
     let from = start;
-    for (let at = find(ofQuoted, text, from); at >= 0; at = find(ofQuoted, text, at)) {
-      const next = text[at + 1];
-      if (next === undefined && !isLast) {
+    for (let at = endOfQuoted(text, from); at >= 0; at = endOfQuoted(text, at)) {
+      if (at + 1 === text.length && !isLast) {
         return undefined; // it depends on what comes
       }
-      if (text[at] === '\\') {
-        if (next === '"' || next === '\\') {
-          value += text.slice(from, at) + next;
+      const next = text.charCodeAt(at + 1);
+      if (text.charCodeAt(at) === backslash) {
+        if (next === quote || next === backslash) {
+          value += text.slice(from, at) + text[at + 1];
           from = at + 2;
           at += 2;
         } else {
           at += 1; // one that is no escape, as in COPY of Postgres: in JSON it has a meaning of its own
         }
-      } else if (next === '"' && !hasBackslashes) {
+      } else if (next === quote && !hasBackslashes) {
         value += text.slice(from, at + 1);
         from = at + 2;
         at += 2;
@@ -186,7 +190,55 @@ function scanner({ delimiter, nulls, hasBackslashes }: CsvOptions) {
     }
     return undefined;
   }
+
+  /** The position of the next quote or escape; -1 if there is none. */
+  function endOfQuoted(text: string, start: number): number {
+    if (!hasBackslashes) {
+      return text.indexOf('"', start);
+    }
+    for (let at = start; at < text.length; at += 1) {
+      const code = text.charCodeAt(at);
+      if (code === quote || code === backslash) {
+        return at;
+      }
+    }
+    return -1;
+  }
 }
+
+/** A mistake at a position, and what comes after its line. */
+function mistake(
+  text: string,
+  position: number,
+  line: number,
+  isLast: boolean,
+  said: string,
+): Scanned | undefined {
+  let end = position;
+  while (end < text.length && !isEndOfLine(text, end)) {
+    end += 1;
+  }
+  const next = end < text.length ? startOfNextLine(text, end, isLast) : isLast ? end : undefined;
+  return next === undefined ? undefined : { line, text: said, end: next, nextLine: line + 1 };
+}
+
+const isEndOfLine = (text: string, position: number): boolean =>
+  text.charCodeAt(position) === lineFeed || text.charCodeAt(position) === carriageReturn;
+
+/** Where the next line starts after the end of one; undefined if more is needed to see a line feed. */
+function startOfNextLine(text: string, end: number, isLast: boolean): number | undefined {
+  if (text.charCodeAt(end) === lineFeed) {
+    return end + 1;
+  }
+  if (end + 1 === text.length && !isLast) {
+    return undefined;
+  }
+  return text.charCodeAt(end + 1) === lineFeed ? end + 2 : end + 1;
+}
+
+/** How many lines end within a value. */
+const linesIn = (value: string): number =>
+  value.includes('\n') || value.includes('\r') ? (value.match(/\r\n|\r|\n/g)?.length ?? 0) : 0;
 
 const mistakes = {
   open: 'the quote that opens here is never closed',

@@ -67,22 +67,30 @@ export async function copyRows(
   transaction: LoadTransaction,
   table: PgTable,
   columns: string[],
-  rows: AsyncGenerator<Row>,
+  rows: AsyncIterable<Iterable<Row>>,
 ): Promise<Omit<Problem, 'file'> | undefined> {
   /** By how much lines of the file are ahead of rows, from which row on. */
   const offsets: [row: number, offset: number][] = [];
   let row = 0;
   const lines = async function* () {
     let chunk = '';
-    for await (const { line, values } of rows) {
-      row += 1;
-      if (line - row !== offsets.at(-1)?.[1]) {
-        offsets.push([row, line - row]);
-      }
-      chunk += `${[String(line), ...values.map(asCopyText)].join('\t')}\n`;
-      if (chunk.length > chunkLength) {
-        yield chunk;
-        chunk = '';
+    let offset: number | undefined;
+    for await (const piece of rows) {
+      for (const { line, values } of piece) {
+        row += 1;
+        if (line - row !== offset) {
+          offset = line - row;
+          offsets.push([row, offset]);
+        }
+        chunk += line;
+        for (const value of values) {
+          chunk += `\t${asCopyText(value)}`;
+        }
+        chunk += '\n';
+        if (chunk.length > chunkLength) {
+          yield chunk;
+          chunk = '';
+        }
       }
     }
     yield chunk;
@@ -117,7 +125,9 @@ const copyEscapes: Record<string, string> = {
 const asCopyText = (value: string | null): string =>
   value === null
     ? '\\N'
-    : value.replace(/[\\\t\n\r]/g, (character) => copyEscapes[character] ?? '');
+    : /[\\\t\n\r]/.test(value)
+      ? value.replace(/[\\\t\n\r]/g, (character) => copyEscapes[character] ?? '')
+      : value;
 
 /** The tables that a load is for, by whether all records of their files could be read. */
 export interface Loading {
