@@ -152,6 +152,10 @@ function serverTransaction(session: postgres.TransactionSql): LoadTransaction {
       const { sql: text, params } = dialect.sqlToQuery(statement);
       return session.unsafe(text, params as string[]);
     },
+    write: async (statement) => {
+      const { sql: text, params } = dialect.sqlToQuery(statement);
+      return (await session.unsafe(text, params as string[])).count;
+    },
     copy: async (into, lines) => {
       const query = session.unsafe(copyStatement(into, 'stdin'));
       const target = await query.writable();
@@ -241,13 +245,15 @@ async function lockFolder(folder: string): Promise<() => void> {
 
 /** PGlite reads what is copied in into memory, as it does with all of its data. */
 function pgliteTransaction(session: PGliteTransaction, signal?: AbortSignal): LoadTransaction {
+  const run = async (statement: SQL) => {
+    await setImmediate(); // lets a signal in: PGlite works in this process, and never waits
+    signal?.throwIfAborted();
+    const { sql: text, params } = dialect.sqlToQuery(statement);
+    return await session.query<Record<string, unknown>>(text, params);
+  };
   return {
-    query: async (statement) => {
-      await setImmediate(); // lets a signal in: PGlite works in this process, and never waits
-      signal?.throwIfAborted();
-      const { sql: text, params } = dialect.sqlToQuery(statement);
-      return (await session.query<Record<string, unknown>>(text, params)).rows;
-    },
+    query: async (statement) => (await run(statement)).rows,
+    write: async (statement) => (await run(statement)).affectedRows ?? 0,
     copy: async (into, lines) => {
       const blob = await readBlob(Readable.from(lines));
       await session.query(copyStatement(into, `'/dev/blob'`), [], { blob: blob as Blob });

@@ -80,9 +80,7 @@ const program = command({
   const database = await openPglite();
   const { db } = database;
   await migrate(db, migrations);
-  const loads = await database.transaction((transaction) =>
-    loadFolder(transaction, inProject('test/sample')),
-  );
+  const loads = await loadFolder(database, inProject('test/sample'));
   const { views } = await refreshViews(db);
   console.log('Loaded', loads.map(({ file, rows }) => `${rows} rows of ${file}`).join(', '));
   console.log('Refreshed', views.map(({ view, rows }) => `${view} to ${rows} rows`).join(', '));

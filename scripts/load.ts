@@ -1,8 +1,9 @@
 import { basename } from 'node:path';
 import { vacuum } from '../views/vacuum.ts';
 import { databaseCommand } from './command.ts';
-import { type FileLoad, type LoadProgress, loadFolder } from './load/folder.ts';
-import { repeatable, setting } from './settings.ts';
+import { type LoadProgress, loadFolder } from './load/folder.ts';
+import type { FileLoad } from './load/store.ts';
+import { bounds, repeatable, setting } from './settings.ts';
 
 export const load = databaseCommand({
   name: 'load',
@@ -11,6 +12,10 @@ export const load = databaseCommand({
   summary: 'loads CSV files into the input tables',
   argument: ['<folder>', 'the folder that has the files'],
   settings: {
+    snapshot: setting<boolean>(
+      '--snapshot',
+      'take each file for the whole of its table, and delete the rows that it does not have',
+    ),
     rename: repeatable(
       '--rename <from=to>',
       'another name of a column in the files, with the name in the table; may be given several times',
@@ -28,38 +33,44 @@ export const load = databaseCommand({
       'what escapes a quote within quotes: a second quote, or \\',
       { preset: '"' },
     ),
+    ...bounds,
   },
+  notes: `Durations and sizes are in Postgres' notation: 2s, 5min, 256MB.`,
   exitCodes: { 0: 'loaded' },
   example: 'exports/2024-06-01',
   nothing: () => ({ files: [] as FileLoad[] }),
   afterwards: 'The tables are as they were.',
   work: async ({ database, settings, argument, facts, signal, progress, say, warn, onCommit }) => {
-    const tell = ({ file, readBytes, totalBytes }: LoadProgress) => {
-      if (readBytes === totalBytes) {
-        progress.show(`${file}: storing its rows`);
-      } else {
+    const tell = ({ file, step, readBytes, totalBytes }: LoadProgress) => {
+      if (step === 'read') {
         const percent = Math.floor((100 * readBytes) / totalBytes);
         progress.update(`${file}: ${percent} % of ${(totalBytes / 1e6).toFixed(1)} MB read`);
+      } else {
+        const doing = { check: 'checking', compare: 'comparing', store: 'storing' }[step];
+        progress.show(`${file}: ${doing} its rows`);
       }
     };
-    facts.files = await database.transaction(
-      (transaction) =>
-        loadFolder(transaction, argument, { ...settings, onProgress: tell, onWarning: warn }),
+    facts.files = await loadFolder(database, argument, {
+      ...settings,
+      isSnapshot: settings.snapshot ?? false,
       signal,
-    );
+      onProgress: tell,
+      onWarning: warn,
+    });
     onCommit({ outcome: 'loaded', reason: null });
-    for (const { file, rows, inserted, updated } of facts.files) {
+    for (const { file, rows, inserted, updated, deleted } of facts.files) {
       const unchanged = rows - inserted - updated;
       say(
-        `${file}: ${rows} rows, ${inserted} inserted, ${updated} updated, ${unchanged} unchanged`,
+        `${file}: ${rows} rows, ${inserted} inserted, ${updated} updated, ${deleted} deleted, ${unchanged} unchanged`,
       );
     }
-    for (const { file, inserted, updated } of facts.files) {
-      if (inserted + updated > 0) {
+    for (const { file, inserted, updated, deleted } of facts.files) {
+      if (inserted + updated + deleted > 0) {
         const table = basename(basename(file, '.gz'), '.csv');
         progress.show(`${table}: vacuuming`);
-        const unlimited = { statementTimeout: '0', statementTimeoutMs: 0, signal };
-        (await vacuum(database.db, table, 'loaded', unlimited)).forEach(warn);
+        const { statementTimeout } = settings;
+        const bounds = { statementTimeout, signal };
+        (await vacuum(database.db, table, 'loaded', bounds)).forEach(warn);
       }
     }
     return { outcome: 'loaded', reason: null };

@@ -13,7 +13,8 @@ export interface Progress {
 
 export function progressOn(stream: Pick<NodeJS.WriteStream, 'isTTY' | 'write'>): Progress {
   const everyMs = stream.isTTY ? 100 : 5000;
-  let updatedAt = performance.now();
+  /** Undefined before there is anything to tell. */
+  let updatedAt: number | undefined;
   let timer: NodeJS.Timeout | undefined;
   let isEmpty = true;
   const write = (text: string) => {
@@ -38,6 +39,7 @@ export function progressOn(stream: Pick<NodeJS.WriteStream, 'isTTY' | 'write'>):
       }
     },
     update: (howFar) => {
+      updatedAt ??= performance.now();
       if (performance.now() - updatedAt < everyMs) {
         return;
       }

@@ -28,7 +28,7 @@ export const repeatable = (flags: string, description: string): Setting<string[]
     .default([], 'none')
     .argParser((value, before: string[]) => [...before, value]);
 
-/** How long a refresh waits, how much it takes, and what it puts up with. */
+/** How long a refresh or a load waits, how much it takes, and what it puts up with. */
 export const bounds = {
   lockTimeout: setting(
     '--lock-timeout <duration>',
@@ -37,7 +37,7 @@ export const bounds = {
   ),
   statementTimeout: setting(
     '--statement-timeout <duration>',
-    'how long the refresh of one view may take',
+    'how long one statement may take, such as the refresh of a view',
     { preset: refreshDefaults.statementTimeout, variable: 'LEAD_CONVERSIONS_STATEMENT_TIMEOUT' },
   ),
   workMem: setting(
@@ -45,10 +45,11 @@ export const bounds = {
     'memory for each sort and hash table; the rest goes to disk',
     { preset: refreshDefaults.workMem, variable: 'LEAD_CONVERSIONS_WORK_MEM' },
   ),
-  maxLoss: setting('--max-loss <percent>', 'the share of users, and of clients, that may be gone', {
-    preset: refreshDefaults.maxLoss,
-    variable: 'LEAD_CONVERSIONS_MAX_LOSS',
-  }),
+  maxLoss: setting(
+    '--max-loss <percent>',
+    'the largest share that may be gone: of users and clients in a refresh, of the rows of a table in a load with --snapshot',
+    { preset: refreshDefaults.maxLoss, variable: 'LEAD_CONVERSIONS_MAX_LOSS' },
+  ),
 };
 
 /** What all commands share that work on a database. */

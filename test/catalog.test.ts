@@ -42,6 +42,7 @@ test('the tables have these indexes', async () => {
     'CREATE UNIQUE INDEX fct_credit_pack_purchases_user_id_credit_pack_id_pk ON fct_credit_pack_purchases (user_id, credit_pack_id)',
     'CREATE INDEX fct_membership_purchases_first ON fct_membership_purchases (user_id, membership_purchased_at, user_membership_id, membership_name, membership_source)',
     'CREATE UNIQUE INDEX fct_membership_purchases_user_id_user_membership_id_pk ON fct_membership_purchases (user_id, user_membership_id)',
+    'CREATE UNIQUE INDEX input_loads_pkey ON input_loads (id)',
     'CREATE UNIQUE INDEX view_refreshes_pkey ON view_refreshes (id)',
   ]);
 });
@@ -55,6 +56,7 @@ test('every table and view has what is declared of it, and there are no others',
     'fct_credit_pack_purchases',
     'fct_lead_conversions',
     'fct_membership_purchases',
+    'input_loads',
     'view_refreshes',
   ]);
   expect(await readRelations(database.db)).toEqual(declared);

@@ -129,6 +129,21 @@ test('view_refreshes has the columns that tell how fresh the views are', async (
   ]);
 });
 
+test('input_loads has the columns that tell how old the input is', async () => {
+  expect(await columns('input_loads')).toEqual([
+    'id bigint not null',
+    'input_table character varying not null',
+    'started_at timestamp with time zone not null',
+    'finished_at timestamp with time zone not null',
+    'is_snapshot boolean not null',
+    'rows bigint not null',
+    'inserted bigint not null',
+    'updated bigint not null',
+    'deleted bigint not null',
+    'package_version character varying not null',
+  ]);
+});
+
 /** The columns that both views have. */
 interface Conversion {
   userId: string;
@@ -166,6 +181,7 @@ test('the entries of the package export these values', () => {
     'dimUser',
     'fctCreditPackPurchases',
     'fctMembershipPurchases',
+    'inputLoads',
   ]);
   expect(Object.keys(views).sort()).toEqual([
     'conversionEventFilters',

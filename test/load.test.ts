@@ -25,7 +25,7 @@ async function load(files: Record<string, string[] | Buffer>, options: LoadOptio
       Array.isArray(content) ? content.map((line) => `${line}\n`).join('') : content,
     );
   }
-  return database.transaction((transaction) => loadFolder(transaction, folder, options));
+  return loadFolder(database, folder, options);
 }
 
 const branches = 'branch_id,name,email,city,country,timezone_id,created_at';
@@ -47,9 +47,9 @@ describe('loading', () => {
         ],
       }),
     ).toEqual([
-      { file: 'dim_branch.csv', rows: 1, inserted: 1, updated: 0 },
-      { file: 'dim_user.csv', rows: 1, inserted: 1, updated: 0 },
-      { file: 'fct_membership_purchases.csv', rows: 1, inserted: 1, updated: 0 },
+      { file: 'dim_branch.csv', rows: 1, inserted: 1, updated: 0, deleted: 0 },
+      { file: 'dim_user.csv', rows: 1, inserted: 1, updated: 0, deleted: 0 },
+      { file: 'fct_membership_purchases.csv', rows: 1, inserted: 1, updated: 0, deleted: 0 },
     ]);
     expect(await database.db.select().from(dimBranch)).toEqual([
       {
@@ -113,6 +113,7 @@ describe('loading', () => {
       rows: 1,
       inserted: 0,
       updated: 1,
+      deleted: 0,
     });
     expect(await database.db.select().from(fctMembershipPurchases)).toMatchObject([
       { membershipName: '1.50' },
@@ -124,6 +125,7 @@ describe('loading', () => {
       rows: 1,
       inserted: 0,
       updated: 0,
+      deleted: 0,
     });
     await expect(
       load({
@@ -140,7 +142,7 @@ describe('loading', () => {
 
   test('loads a file with a header and no rows', async () => {
     expect(await load({ 'dim_user.csv': [users] })).toEqual([
-      { file: 'dim_user.csv', rows: 0, inserted: 0, updated: 0 },
+      { file: 'dim_user.csv', rows: 0, inserted: 0, updated: 0, deleted: 0 },
     ]);
   });
 
@@ -154,9 +156,9 @@ describe('loading', () => {
     const versions = sql`select xmin::text, ctid::text from ${fctMembershipPurchases}`;
     const before = await database.db.execute(versions);
     expect(await load(files)).toMatchObject([
-      { rows: 1, inserted: 0, updated: 0 },
-      { rows: 1, inserted: 0, updated: 0 },
-      { rows: 1, inserted: 0, updated: 0 },
+      { rows: 1, inserted: 0, updated: 0, deleted: 0 },
+      { rows: 1, inserted: 0, updated: 0, deleted: 0 },
+      { rows: 1, inserted: 0, updated: 0, deleted: 0 },
     ]);
     expect(await database.db.execute(versions)).toEqual(before);
   });
@@ -165,7 +167,7 @@ describe('loading', () => {
     await load({ 'dim_user.csv': [users, 'mia,,Mia,mia@mail.example,', 'sam,,Sam,,'] });
     expect(
       await load({ 'dim_user.csv': [users, 'mia,,,mia@gym.example,', 'sam,,Sam,,', 'zoe,,,,'] }),
-    ).toEqual([{ file: 'dim_user.csv', rows: 3, inserted: 1, updated: 1 }]);
+    ).toEqual([{ file: 'dim_user.csv', rows: 3, inserted: 1, updated: 1, deleted: 0 }]);
     expect(await storedUsers()).toMatchObject([
       { userId: 'mia', name: null, email: 'mia@gym.example' },
       { userId: 'sam', name: 'Sam' },
@@ -175,7 +177,7 @@ describe('loading', () => {
 
   test('takes the same row twice in one file as one row', async () => {
     expect(await load({ 'dim_user.csv': [users, 'mia,,Mia,,', 'mia,,Mia,,'] })).toEqual([
-      { file: 'dim_user.csv', rows: 2, inserted: 1, updated: 0 },
+      { file: 'dim_user.csv', rows: 2, inserted: 1, updated: 0, deleted: 0 },
     ]);
   });
 
@@ -200,13 +202,17 @@ describe('loading', () => {
     ]);
   });
 
-  test('tells how much of each file it has read', async () => {
+  test('tells how far it is with each file', async () => {
     const progress: LoadProgress[] = [];
     await load(
       { 'dim_user.csv': [users, 'mia,,,,'] },
       { onProgress: (event) => progress.push(event) },
     );
-    expect(progress).toEqual([{ file: 'dim_user.csv', readBytes: 48, totalBytes: 48 }]);
+    expect(progress).toEqual(
+      ['read', 'check', 'compare', 'store'].map((step) => ({
+        ...{ file: 'dim_user.csv', step, readBytes: 48, totalBytes: 48 },
+      })),
+    );
   });
 });
 
@@ -379,8 +385,8 @@ describe('bad input is refused, with its place', () => {
 
   test('a folder that is not there', async () => {
     const missing = join(folder, 'missing');
-    await expect(
-      database.transaction((transaction) => loadFolder(transaction, missing)),
-    ).rejects.toThrow(`The folder ${missing} cannot be read: ENOENT: no such file or directory`);
+    await expect(loadFolder(database, missing)).rejects.toThrow(
+      `The folder ${missing} cannot be read: ENOENT: no such file or directory`,
+    );
   });
 });

@@ -38,12 +38,10 @@ async function load(files: Files, options: LoadOptions = {}): Promise<string[]> 
 
 async function loadWritten(options: LoadOptions = {}): Promise<string[]> {
   const warnings: string[] = [];
-  await database.transaction((transaction) =>
-    loadFolder(transaction, folder, {
-      ...options,
-      onWarning: (warning) => warnings.push(warning.replaceAll(folder, 'FOLDER')),
-    }),
-  );
+  await loadFolder(database, folder, {
+    ...options,
+    onWarning: (warning) => warnings.push(warning.replaceAll(folder, 'FOLDER')),
+  });
   return warnings;
 }
 

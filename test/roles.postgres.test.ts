@@ -222,8 +222,8 @@ describe('a member of lead_conversions_reader', () => {
     await refused('select created_at from dim_branch');
   });
 
-  test('is refused on every input table', async () => {
-    expect(tables).toHaveLength(4);
+  test('is refused on every input table, and the history of their loads', async () => {
+    expect(tables).toHaveLength(5);
     for (const table of tables) {
       await refused(`select * from ${table}`);
     }

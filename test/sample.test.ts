@@ -8,7 +8,7 @@ import { rowsOf, useDatabase } from './support/database.ts';
 const database = useDatabase();
 
 beforeEach(async () => {
-  await database.transaction((transaction) => loadFolder(transaction, 'test/sample'));
+  await loadFolder(database, 'test/sample');
   await refreshViews(database.db);
 });
 

@@ -43,13 +43,13 @@ import {
   endWhenGone,
   INSUFFICIENT_PRIVILEGE,
   INVALID_PARAMETER_VALUE,
-  isKnownSetting,
   LOCK_NOT_AVAILABLE,
   once,
   pinned,
   QUERY_CANCELED,
   readCommitted,
   type Session,
+  setLocally,
 } from './session.ts';
 import { vacuum } from './vacuum.ts';
 import type { RefreshMode } from './values.ts';
@@ -168,7 +168,7 @@ export async function refreshViews<Schema extends Record<string, unknown>>(
     signal,
     onStep,
   };
-  const { result, transaction, statementTimeoutMs } = await refreshInTransaction(session, bounds);
+  const { result, transaction } = await refreshInTransaction(session, bounds);
   options.onCommit?.(result.views);
   const warnings: string[] = [];
   for (const { view, inserted, deleted } of result.views) {
@@ -178,7 +178,6 @@ export async function refreshViews<Schema extends Record<string, unknown>>(
       warnings.push(
         ...(await vacuum(session, view, 'refreshed', {
           statementTimeout,
-          statementTimeoutMs,
           signal,
           deletedBy: transaction,
         })),
@@ -259,38 +258,40 @@ export function percentOf(text: string): number {
   return Number(number);
 }
 
+/** How many percent are lost, if that is more than is allowed. */
+export function percentLost(of: number, lost: number, maxLoss: number): number | undefined {
+  // With room for what a product of decimal fractions is off.
+  const isTooMuch = lost * 100 > of * maxLoss + 1e-6;
+  return isTooMuch ? Math.ceil((10_000 * lost) / of) / 100 : undefined;
+}
+
 /** What the server says of a transaction. */
 interface Facts {
   /** The id of the transaction. */
   transaction: string;
   lockTimeoutMs: number;
-  statementTimeoutMs: number;
 }
 
 /** Bounds a transaction, and what it leaves behind. */
 async function setBounds(tx: Session, bounds: Bounds): Promise<Facts> {
-  const settings = Object.entries({
-    lock_timeout: bounds.lockTimeout,
-    work_mem: bounds.workMem,
-    ...endWhenGone,
-    // REFRESH … CONCURRENTLY analyzes its copy of the new rows, which it then
-    // reads as a whole: a small sample tells enough, and is quicker.
-    default_statistics_target: '10',
-    // Where a policy would keep rows from it, REFRESH fails, for owners too.
-    row_security: 'off',
-  });
-  const values = settings.map(([name, value]) => sql`(${name}, ${value})`);
-  await tx
-    .select({ value: sql`set_config(name, value, true)` })
-    .from(sql`(values ${sql.join(values, sql`, `)}) as settings (name, value)`)
-    .where(isKnownSetting);
-  const milliseconds = (name: string) =>
-    sql`(select setting from pg_settings where name = ${name})`.mapWith(Number);
+  await tx.execute(
+    setLocally({
+      lock_timeout: bounds.lockTimeout,
+      work_mem: bounds.workMem,
+      ...endWhenGone,
+      // REFRESH … CONCURRENTLY analyzes its copy of the new rows, which it then
+      // reads as a whole: a small sample tells enough, and is quicker.
+      default_statistics_target: '10',
+      // Where a policy would keep rows from it, REFRESH fails, for owners too.
+      row_security: 'off',
+    }),
+  );
   const [facts] = (await tx
     .select({
       transaction: sql<string>`pg_current_xact_id()::text`,
-      lockTimeoutMs: milliseconds('lock_timeout'),
-      statementTimeoutMs: milliseconds('statement_timeout'),
+      lockTimeoutMs: sql`(select setting from pg_settings where name = 'lock_timeout')`.mapWith(
+        Number,
+      ),
     })
     .from(once)) as [Facts];
   return facts;
@@ -539,9 +540,8 @@ async function guardingAgainstLoss(
   const after = await count();
   for (const of of Object.keys(guarded)) {
     const [was, is] = [before[of] ?? 0, after[of] ?? 0];
-    // With room for what a product of decimal fractions is off.
-    if ((was - is) * 100 > was * maxLoss + 1e-6) {
-      const percent = Math.ceil((10_000 * (was - is)) / was) / 100;
+    const percent = percentLost(was, was - is, maxLoss);
+    if (percent !== undefined) {
       throw new Error(
         `Nothing was refreshed, because ${getViewName(view)} would have ${is} ${of} instead of ${was}, a loss of ${percent} %. Check that the input tables are complete. If they are, allow the loss with --max-loss 100%, which is ${maxLoss}% now.`,
       );

@@ -35,6 +35,15 @@ export const endWhenGone = {
 /** The condition that the server takes the setting of this `name`. One on Windows does not take each. */
 export const isKnownSetting = sql`name <> 'client_connection_check_interval' or version() !~* 'visual c|mingw'`;
 
+/** Sets parameters for the transaction in which this runs, those that the server knows. */
+export const setLocally = (settings: Record<string, string>) => {
+  const values = Object.entries(settings).map(([name, value]) => sql`(${name}, ${value})`);
+  return sql`
+    select set_config(name, value, true)
+    from (values ${sql.join(values, sql`, `)}) as settings (name, value)
+    where ${isKnownSetting}`;
+};
+
 /**
  * Works in a transaction in which no name means what others have created under
  * it, and no statement takes longer than the timeout. Both are set for the

@@ -3,10 +3,8 @@ import { relationOf } from './catalog.ts';
 import { cancellable, causeOf, once, pinned, QUERY_CANCELED, type Session } from './session.ts';
 
 export interface VacuumBounds {
-  /** In Postgres' own notation, for looking around. */
+  /** In Postgres' own notation. 0 sets no limit. */
   statementTimeout: string;
-  /** The same in milliseconds, for the vacuum itself. 0 sets no limit. */
-  statementTimeoutMs: number;
   signal?: AbortSignal | undefined;
   /** The transaction whose deleted rows must be gone afterwards. */
   deletedBy?: string;
@@ -27,7 +25,7 @@ export async function vacuum(
   session: Session,
   view: string,
   done: 'refreshed' | 'loaded',
-  { statementTimeout, statementTimeoutMs, signal, deletedBy }: VacuumBounds,
+  { statementTimeout, signal, deletedBy }: VacuumBounds,
 ): Promise<string[]> {
   const statement = `vacuum (analyze, truncate false, skip_locked) "public"."${view}"`;
   const look = () =>
@@ -36,6 +34,9 @@ export async function vacuum(
         .select({
           vacuumedAt: sql<string | null>`pg_stat_get_last_vacuum_time(${relationOf(view)})::text`,
           deadRows: sql`pg_stat_get_dead_tuples(${relationOf(view)})`.mapWith(Number),
+          statementTimeoutMs: sql`(
+            select setting from pg_settings where name = 'statement_timeout'
+          )`.mapWith(Number),
         })
         .from(once);
       const holders = state?.deadRows && deletedBy ? await horizonHolders(tx, deletedBy) : [];
@@ -54,12 +55,12 @@ export async function vacuum(
     );
   const tooLong = new Error(`it took longer than the statement timeout of ${statementTimeout}`);
   const overdue = new AbortController();
-  const timer =
-    statementTimeoutMs > 0
-      ? setTimeout(() => overdue.abort(tooLong), statementTimeoutMs)
-      : undefined;
+  let timer: NodeJS.Timeout | undefined;
   try {
     const before = await look();
+    if (before.statementTimeoutMs) {
+      timer = setTimeout(() => overdue.abort(tooLong), before.statementTimeoutMs);
+    }
     const stop = AbortSignal.any([overdue.signal, ...(signal ? [signal] : [])]);
     await cancellable(() => session.execute(sql.raw(statement)), cancel, stop);
     const after = await look();

@@ -169,6 +169,34 @@ COMMENT ON CONSTRAINT "fct_membership_purchases_user_id_check" ON "public"."fct_
 COMMENT ON CONSTRAINT "fct_membership_purchases_user_membership_id_check" ON "public"."fct_membership_purchases" IS 'must be at most 255 bytes long';--> statement-breakpoint
 COMMENT ON INDEX "public"."fct_membership_purchases_first" IS 'The purchases of a user in the order in which the first is found, with all that the reports show of it, so that the first one is read from the index alone.';--> statement-breakpoint
 
+-- One row per file that was loaded into an input table, written in the
+-- transaction of the load: how old the input is, and what the loads did. A load
+-- locks this table, so that there is one load at a time. Old rows may be
+-- deleted.
+CREATE TABLE "public"."input_loads" (
+	"id" bigint PRIMARY KEY GENERATED ALWAYS AS IDENTITY (sequence name "public"."input_loads_id_seq" INCREMENT BY 1 MINVALUE 1 MAXVALUE 9223372036854775807 START WITH 1 CACHE 1),
+	"input_table" varchar NOT NULL,
+	"started_at" timestamp with time zone NOT NULL,
+	"finished_at" timestamp with time zone NOT NULL,
+	"is_snapshot" boolean NOT NULL,
+	"rows" bigint NOT NULL,
+	"inserted" bigint NOT NULL,
+	"updated" bigint NOT NULL,
+	"deleted" bigint NOT NULL,
+	"package_version" varchar NOT NULL
+);--> statement-breakpoint
+COMMENT ON TABLE "public"."input_loads" IS 'One row per file that was loaded into an input table, written in the transaction of the load: how old the input is, and what the loads did. A load locks this table, so that there is one load at a time. Old rows may be deleted.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."input_loads"."id" IS 'Number of the row. A later load has a higher one.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."input_loads"."input_table" IS 'Name of the input table.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."input_loads"."started_at" IS 'Instant at which the load began, the same for all files of one load.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."input_loads"."finished_at" IS 'Instant at which the rows of the file were stored.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."input_loads"."is_snapshot" IS 'Whether the file was taken for the whole table, so that rows that it did not have were deleted.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."input_loads"."rows" IS 'Records in the file.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."input_loads"."inserted" IS 'Rows that were new to the table.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."input_loads"."updated" IS 'Rows whose key was in the table with other values.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."input_loads"."deleted" IS 'Rows that were in the table, but not in the file. 0 if it was no snapshot.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."input_loads"."package_version" IS 'Version of lead-conversions that loaded the file.';--> statement-breakpoint
+
 -- One row per view and refresh, written in the transaction of the refresh: how
 -- fresh each view is, and what the refreshes did. The latest row of a view is
 -- the one with the highest id among those of this server. A refresh reads that
@@ -542,6 +570,7 @@ DECLARE
 		'"public"."dim_user"',
 		'"public"."fct_credit_pack_purchases"',
 		'"public"."fct_membership_purchases"',
+		'"public"."input_loads"',
 		'"public"."view_refreshes"',
 		'"public"."fct_client_conversion_events"',
 		'"public"."fct_lead_conversions"',

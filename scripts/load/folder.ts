@@ -1,24 +1,34 @@
 import { getTableName, sql } from 'drizzle-orm';
 import { getTableConfig, type PgTable } from 'drizzle-orm/pg-core';
+import { percentOf, refreshDefaults } from '../../views/refresh.ts';
+import type { Session } from '../../views/session.ts';
+import type { Database } from '../database.ts';
+import { addProblemsOfRows } from './checks.ts';
 import { findFiles, type InputFile, inputTables, refuseChanged } from './files.ts';
 import { bare, columnNames, type Header, type HeaderOptions, readHeader } from './header.ts';
 import { describe, type Problems, problemsOf, quote } from './problems.ts';
 import { type CsvOptions, type CsvRecord, type Field, readRecords } from './records.ts';
+import { begin, explainFailure, type LoadBounds, type LoadState } from './session.ts';
 import {
-  addProblemsOfRows,
-  copyRows,
-  createLoading,
-  keyNames,
-  type LoadTransaction,
-  type Row,
-  refuseUnmigrated,
-  upsert,
-} from './tables.ts';
+  deleteLost,
+  type FileLoad,
+  findChanges,
+  findLosses,
+  record,
+  storeChanges,
+} from './store.ts';
+import { copyRows, createLoading, keyNames, type LoadTransaction, type Row } from './tables.ts';
 import { readText, type UnreadableError } from './text.ts';
 import { readInstant, wrongWithJson } from './values.ts';
 
-/** How the files are written. */
-export interface LoadOptions {
+/** How the files are written, what to do with them, and the bounds of the load. */
+export interface LoadOptions extends Partial<LoadBounds> {
+  /** Whether each file is the whole of its table: rows that it does not have are deleted. */
+  isSnapshot?: boolean;
+  /** The share of the rows of a table that a snapshot may delete, such as `20%`. */
+  maxLoss?: string;
+  /** Cancels the load, on the server too. */
+  signal?: AbortSignal;
   /** Other names of columns in the files, each as `FROM=TO`. */
   rename?: string[];
   /** Whether to leave out columns that a table does not have. */
@@ -36,86 +46,128 @@ export interface LoadOptions {
 export interface LoadProgress {
   /** Name of the file, such as `dim_user.csv`. */
   file: string;
-  /** Bytes read so far, and in the whole file. Once they are equal, its rows are being stored. */
+  /** What is done to its rows. */
+  step: 'read' | 'check' | 'compare' | 'store';
+  /** Bytes read so far, and in the whole file. */
   readBytes: number;
   totalBytes: number;
 }
 
-/** What the loading of one file did. */
-export interface FileLoad {
-  /** Name of the file, such as `dim_user.csv`. */
-  file: string;
-  /** Records in the file, the header not counted. */
-  rows: number;
-  /** Rows that were new to the table. */
-  inserted: number;
-  /** Rows whose key was there with other values. */
-  updated: number;
-}
-
 /**
  * Loads the CSV files of a folder, each named after its input table
- * (`dim_user.csv`, or `dim_user.csv.gz`), in the given transaction. A file that is not
+ * (`dim_user.csv`, or `dim_user.csv.gz`), in one transaction. A file that is not
  * there is not loaded. A row whose key is in the table already replaces that row. The
  * caller vacuums the tables that have changed once the transaction is committed.
  *
- * Throws an Error with the first problems of all files, each with its file, line and
- * column, when a file cannot be loaded as it is. The caller rolls back then, and nothing
- * has changed.
+ * Throws, and has changed nothing: an Error with the first problems of all files, each
+ * with its file, line and column, when a file cannot be loaded as it is; an Error that
+ * says what to do when the database is not ready for it (not migrated, a role without the
+ * privileges, row-level security), when a snapshot would delete more than `maxLoss`
+ * allows, or when a timeout strikes, then with the sessions that are in the way; and the
+ * signal's reason.
  */
 export async function loadFolder(
-  transaction: LoadTransaction,
+  { db, transaction: inTransaction }: Pick<Database, 'db' | 'transaction'>,
   folder: string,
   options: LoadOptions = {},
 ): Promise<FileLoad[]> {
-  const { onProgress = () => {}, onWarning = () => {} } = options;
+  const { onProgress = () => {}, onWarning = () => {}, isSnapshot = false } = options;
+  const bounds = {
+    lockTimeout: options.lockTimeout ?? refreshDefaults.lockTimeout,
+    statementTimeout: options.statementTimeout ?? refreshDefaults.statementTimeout,
+    workMem: options.workMem ?? refreshDefaults.workMem,
+  };
+  const maxLoss = percentOf(options.maxLoss ?? refreshDefaults.maxLoss);
   const csv = csvOptions(options);
   const header = headerOptions(options, csv.hasBackslashes);
   const { files, others } = await findFiles(folder);
-  // The files' times mean the same in every session.
-  await transaction.query(sql`set local time zone 'UTC'`);
-  await transaction.query(sql`set local datestyle to 'ISO, YMD'`);
-  const readings: Reading[] = [];
-  for (const file of files) {
-    await refuseUnmigrated(transaction, file.table);
-    readings.push(await readFile(transaction, file, header, csv, onProgress));
+  const tables = files.map(({ table }) => table);
+  const state: LoadState = {};
+  try {
+    return await inTransaction(async (transaction) => {
+      await begin(transaction, tables, isSnapshot, bounds, state);
+      const readings: Reading[] = [];
+      for (const file of files) {
+        readings.push(await readFile(transaction, file, header, csv, onProgress));
+      }
+      const onStep = ({ name, bytes }: InputFile, step: LoadProgress['step']) =>
+        onProgress({ file: name, step, readBytes: bytes, totalBytes: bytes });
+      // A file that is cut off says more than the rows that miss what it does not have.
+      const losses =
+        isSnapshot && readings.every(({ problems }) => problems.total === 0)
+          ? await findLosses(transaction, files, maxLoss)
+          : undefined;
+      await refuseProblems(transaction, readings, options, (file) => onStep(file, 'check'));
+      for (const warning of warningsOf(readings, others)) {
+        onWarning(warning);
+      }
+      const loads: FileLoad[] = [];
+      for (const file of files) {
+        onStep(file, 'compare');
+        const changes = await findChanges(transaction, file);
+        loads.push({ ...changes, deleted: losses?.get(file.table) ?? 0 });
+      }
+      const pairs = files.map((file, index) => [file, loads[index] as FileLoad] as const);
+      for (const [file, load] of pairs) {
+        onStep(file, 'store');
+        await storeChanges(transaction, file.table, load);
+      }
+      // Children first, and after all that moves to another parent has been stored.
+      for (const [{ table }, load] of pairs.toReversed()) {
+        await deleteLost(transaction, table, load);
+      }
+      for (const [{ table }, load] of pairs) {
+        await record(transaction, table, load, isSnapshot);
+      }
+      return loads;
+    }, options.signal);
+  } catch (error) {
+    throw await explainFailure(db as Session, error, state, bounds);
   }
-  const tablesOf = (found: Reading[]) => found.map(({ file }) => file.table);
+}
+
+/** Throws an Error with all that is wrong with the files, if anything is. */
+async function refuseProblems(
+  transaction: LoadTransaction,
+  readings: Reading[],
+  { isSnapshot = false, rename = [] }: LoadOptions,
+  onCheck: (file: InputFile) => void,
+): Promise<void> {
+  const filesOf = (found: Reading[]) => found.map(({ file }) => file);
   const loading = {
-    complete: tablesOf(readings.filter(({ isComplete }) => isComplete)),
-    incomplete: tablesOf(readings.filter(({ isComplete }) => !isComplete)),
+    complete: filesOf(readings.filter(({ isComplete }) => isComplete)),
+    incomplete: filesOf(readings.filter(({ isComplete }) => !isComplete)),
+    isSnapshot,
   };
   for (const { file, header, problems } of readings) {
     if (header) {
-      await addProblemsOfRows(transaction, file.table, problems, loading);
+      onCheck(file);
+      await addProblemsOfRows(transaction, file, problems, loading);
     }
   }
   const wrong = [
     describe(readings.map(({ problems }) => problems)),
-    ...unusedRenames(options.rename ?? [], readings),
+    ...unusedRenames(rename, readings),
   ].filter(Boolean);
   if (wrong.length > 0) {
     throw new Error(wrong.join('\n'));
   }
-  for (const { file, header } of readings) {
-    if (header && header.ignored.length > 0) {
-      onWarning(
-        `${file.name}: these columns are left out: ${header.ignored.map((name) => JSON.stringify(name)).join(', ')}.`,
-      );
-    }
-  }
+}
+
+/** What is not loaded, in sentences. */
+function warningsOf(readings: Reading[], others: string[]): string[] {
+  const warnings = readings.flatMap(({ file, header }) =>
+    header && header.ignored.length > 0
+      ? `${file.name}: these columns are left out: ${header.ignored.map((name) => JSON.stringify(name)).join(', ')}.`
+      : [],
+  );
   if (others.length > 0) {
     const names = inputTables.map((table) => `${getTableName(table)}.csv`);
-    onWarning(
+    warnings.push(
       `Not loaded: ${others.join(', ')}. Only files with these names are loaded: ${names.join(', ')}, each also as .csv.gz.`,
     );
   }
-  const loads: FileLoad[] = [];
-  for (const { file } of readings) {
-    onProgress({ file: file.name, readBytes: file.bytes, totalBytes: file.bytes });
-    loads.push({ file: file.name, ...(await upsert(transaction, file.table)) });
-  }
-  return loads;
+  return warnings;
 }
 
 /** What was read of one file into the database, and what is wrong with it. */
@@ -140,11 +192,8 @@ async function readFile(
   const problems = problemsOf(name);
   const addUnreadable = ({ message, line }: UnreadableError) =>
     problems.add({ line, text: message });
-  const onRead = (readBytes: number) => {
-    if (readBytes < bytes) {
-      onProgress({ file: name, readBytes, totalBytes: bytes });
-    }
-  };
+  const onRead = (readBytes: number) =>
+    onProgress({ file: name, step: 'read', readBytes, totalBytes: bytes });
   let header: Header;
   let text: AsyncGenerator<string>;
   try {

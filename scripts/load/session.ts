@@ -1,0 +1,178 @@
+import { getTableName, type SQL, sql } from 'drizzle-orm';
+import type { PgTable } from 'drizzle-orm/pg-core';
+import { inputLoads } from '../../schema/index.ts';
+import { lockHolders, missing, relationOf } from '../../views/catalog.ts';
+import {
+  causeOf,
+  endWhenGone,
+  INSUFFICIENT_PRIVILEGE,
+  LOCK_NOT_AVAILABLE,
+  pinned,
+  QUERY_CANCELED,
+  type Session,
+  setLocally,
+} from '../../views/session.ts';
+import { inputTables } from './files.ts';
+import type { LoadTransaction } from './tables.ts';
+
+/** The bounds of a load. Durations and sizes are in Postgres' own notation. */
+export interface LoadBounds {
+  /** How long to wait for a lock that another session holds. */
+  lockTimeout: string;
+  /** How long one statement may take. */
+  statementTimeout: string;
+  /** Memory for each sort and hash table. */
+  workMem: string;
+}
+
+/** What a load waits for, by what it is doing. */
+type Step = 'locks out other loads' | 'locks the tables' | 'writes';
+
+/** How far a load has come. */
+export interface LoadState {
+  step?: Step;
+}
+
+/**
+ * Makes a transaction that of a load: bounds it, gives the files' times the same meaning
+ * in every session, and takes the locks of a load.
+ *
+ * Throws an Error that says what to do where a table is not there, or this role may not
+ * do what the load has to.
+ */
+export async function begin(
+  transaction: LoadTransaction,
+  tables: PgTable[],
+  isSnapshot: boolean,
+  bounds: LoadBounds,
+  state: LoadState,
+): Promise<void> {
+  await transaction.query(sql`set transaction isolation level read committed, read write`);
+  await transaction.query(
+    setLocally({
+      lock_timeout: bounds.lockTimeout,
+      statement_timeout: bounds.statementTimeout,
+      work_mem: bounds.workMem,
+      ...endWhenGone,
+      // Where a policy would hide rows, so that they seem to be new, Postgres raises an error.
+      row_security: 'off',
+      // Of Citus: a reference table is not written after parallel reads of distributed ones.
+      'citus.multi_shard_modify_mode': 'sequential',
+      timezone: 'UTC',
+      datestyle: 'ISO, YMD',
+    }),
+  );
+  await refuseUnmigrated(transaction);
+  await refuseUnprivileged(transaction, tables, isSnapshot);
+  state.step = 'locks out other loads';
+  await transaction.query(sql`lock table ${inputLoads} in share update exclusive mode`);
+  state.step = 'locks the tables';
+  await transaction.query(sql`lock table ${sql.join(tables, sql`, `)} in row exclusive mode`);
+  state.step = 'writes';
+}
+
+/** Throws an Error that says so if a table is not there. */
+async function refuseUnmigrated(transaction: LoadTransaction): Promise<void> {
+  const names = [...inputTables, inputLoads].map((table) => getTableName(table));
+  const relations = await transaction.query(sql`
+    select name, to_regclass(format('public.%I', name)) is not null as is_there
+    from json_array_elements_text(${JSON.stringify(names)}::json) as names (name)`);
+  const absent = relations.find((relation) => !relation.is_there);
+  if (absent) {
+    const there = relations.find((relation) => relation.is_there);
+    throw missing(String(absent.name), there && String(there.name));
+  }
+}
+
+/** Throws an Error that names the privileges that this role lacks. */
+async function refuseUnprivileged(
+  transaction: LoadTransaction,
+  tables: PgTable[],
+  isSnapshot: boolean,
+): Promise<void> {
+  const needed: { relation: string; privilege: string }[] = inputTables.flatMap((table) => {
+    const written = ['insert', 'update', ...(isSnapshot ? ['delete'] : [])];
+    return ['select', ...(tables.includes(table) ? written : [])].map((privilege) => ({
+      relation: getTableName(table),
+      privilege,
+    }));
+  });
+  for (const privilege of ['select', 'insert', 'update']) {
+    needed.push({ relation: getTableName(inputLoads), privilege });
+  }
+  const [lacking] = await transaction.query(sql`
+    select
+      current_user as role,
+      string_agg(format('%s on %s', privileges, relation), ', ' order by place) as privileges
+    from (
+      select relation, string_agg(privilege, ', ') as privileges, min(place) as place
+      from rows from (
+        json_to_recordset(${JSON.stringify(needed)}::json) as (relation text, privilege text)
+      ) with ordinality as needed (relation, privilege, place)
+      where not has_table_privilege(format('public.%I', relation), privilege)
+      group by relation
+    ) as lacking`);
+  if (lacking?.privileges) {
+    throw new Error(
+      `The role ${lacking.role} may not load this, because it lacks privileges. Grant it ${lacking.privileges}.`,
+    );
+  }
+}
+
+/** Puts what Postgres says of a load that has failed in other words, and names who was in its way. */
+export async function explainFailure(
+  session: Session,
+  error: unknown,
+  { step }: LoadState,
+  { lockTimeout, statementTimeout }: LoadBounds,
+): Promise<unknown> {
+  const cause = causeOf(error);
+  const holders = async () =>
+    step === undefined ? [] : await pinned(session, '10s', (tx) => holdersInTheWay(tx, step));
+  if (cause.code === LOCK_NOT_AVAILABLE) {
+    const holding = (await holders()).join(', ') || 'the session that held it has ended since';
+    return new Error(`Nothing was loaded, for want of a lock within ${lockTimeout}: ${holding}.`, {
+      cause,
+    });
+  }
+  if (cause.code === QUERY_CANCELED) {
+    const waiting = await holders();
+    const inTheWay = waiting.length > 0 ? ` In its way: ${waiting.join(', ')}.` : '';
+    return new Error(
+      `Nothing was loaded: ${cause.message}. The statement timeout was ${statementTimeout}.${inTheWay}`,
+      { cause },
+    );
+  }
+  if (cause.code === INSUFFICIENT_PRIVILEGE && cause.message.includes('row-level security')) {
+    return new Error(
+      `Nothing was loaded: ${cause.message}. A load has to see all rows. Load as the owner of the tables, or exempt the role: "alter role … bypassrls".`,
+      { cause },
+    );
+  }
+  return error;
+}
+
+/** Whoever has locked what a load needs, in words. */
+async function holdersInTheWay(tx: Session, step: Step): Promise<string[]> {
+  const conditions: Record<Step, SQL> = {
+    'locks out other loads': sql`
+      pg_locks.relation = ${relationOf(getTableName(inputLoads))}
+      and pg_locks.mode !~ '^(Access|Row)Share|^RowExclusive'`,
+    'locks the tables': sql`
+      pg_locks.relation in (${inputRelations})
+      and pg_locks.mode !~ '^(Access|Row)Share|^RowExclusive|^ShareUpdate'`,
+    // Rows are locked by whoever writes to their table, or selects for update.
+    writes: sql`
+      pg_locks.relation in (${inputRelations})
+      and pg_locks.mode !~ '^AccessShare|^ShareUpdate'`,
+  };
+  const holders = await tx
+    .select({ holder: sql<string>`holder` })
+    .from(sql`(${lockHolders(conditions[step])}) as holders`);
+  return holders.map(({ holder }) => holder);
+}
+
+const inputRelations = sql.join(
+  inputTables.map((table) => relationOf(getTableName(table))),
+  sql`, `,
+);
