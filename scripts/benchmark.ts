@@ -1,7 +1,9 @@
-import { writeFile } from 'node:fs/promises';
-import { constants } from 'node:os';
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { constants, tmpdir } from 'node:os';
+import { join } from 'node:path';
 import postgres from 'postgres';
 import { refreshDefaults } from '../views/index.ts';
+import { type LoadMeasurements, loadSteps, measureLoad } from './benchmark/load.ts';
 import { type Measurements, measure, type Refresh, steps } from './benchmark/measure.ts';
 import { cancelledBySignals, command, runProgram } from './command.ts';
 import { isServerUrl } from './database.ts';
@@ -11,6 +13,9 @@ import { setting, type Values } from './settings.ts';
 import { tableOf } from './table.ts';
 
 const settings = {
+  part: setting('--part <name...>', 'what to measure: refresh, load or both', {
+    preset: ['refresh', 'load'],
+  }),
   users: setting('--users <number...>', 'how many users; may be several numbers', {
     preset: ['100000'],
   }),
@@ -49,7 +54,7 @@ const program = command({
   name: 'benchmark',
   isOfRepository: true,
   description:
-    'Measures the refresh of both views against the obvious form of the same views and against the least that it can cost, and what readers pay.',
+    'Measures the refresh of both views against the obvious form of the same views and against the least that it can cost, what readers pay, and the load of files against COPY.',
   settings,
   notes: `Runs on a PostgreSQL 16 that it starts itself, or on the server that
 BENCHMARK_DATABASE_URL names, in databases that it creates and drops there.`,
@@ -62,6 +67,10 @@ BENCHMARK_DATABASE_URL names, in databases that it creates and drops there.`,
     }))
     .toSorted((one, other) => one.users - other.users);
   const rounds = numberOf('rounds', values.rounds, 1);
+  const unknown = values.part.find((part) => !['refresh', 'load'].includes(part));
+  if (unknown !== undefined) {
+    throw new Error(`--part is refresh or load, not ${JSON.stringify(unknown)}.`);
+  }
   if (values.json) {
     await writeFile(values.json, '', { flag: 'a' }); // fails now rather than at the end
   }
@@ -75,33 +84,47 @@ BENCHMARK_DATABASE_URL names, in databases that it creates and drops there.`,
   const serverUrl = givenUrl || (server?.url('postgres') ?? '');
   const progress = progressOn(process.stderr);
   const results: Measurements[] = [];
+  const loads: LoadMeasurements[] = [];
   try {
     const facts = await withClient(serverUrl, (client) => factsOf(client, values.workMem));
     console.log(
       `PostgreSQL ${facts.version}, shared_buffers ${facts.sharedBuffers}; work_mem ${values.workMem} for ours, ${facts.workMem} for the reference; medians of ${rounds}\n`,
     );
     for (const size of sizes) {
-      const result = await inDatabase(serverUrl, (url) =>
-        measure(url, size, {
-          rounds,
-          workMem: values.workMem,
-          onProgress: (doing) => {
-            const line = `${size.users.toLocaleString('en')} users: ${doing}`;
-            progress.show(line);
-            if (!process.stderr.isTTY) {
-              console.error(line);
-            }
-          },
-        }),
-      ).finally(progress.end);
-      print(result, results.at(-1));
-      results.push(result);
+      const onProgress = (doing: string) => {
+        const line = `${size.users.toLocaleString('en')} users: ${doing}`;
+        progress.show(line);
+        if (!process.stderr.isTTY) {
+          console.error(line);
+        }
+      };
+      if (values.part.includes('refresh')) {
+        const result = await inDatabase(serverUrl, (url) =>
+          measure(url, size, { rounds, workMem: values.workMem, onProgress }),
+        ).finally(progress.end);
+        print(result, results.at(-1));
+        results.push(result);
+      }
+      if (values.part.includes('load')) {
+        const folder = await mkdtemp(join(tmpdir(), 'lead-conversions-benchmark-'));
+        const result = await inDatabase(serverUrl, (url) =>
+          measureLoad(url, size, { folder, rounds, onProgress }),
+        ).finally(async () => {
+          progress.end();
+          await rm(folder, { recursive: true, force: true });
+        });
+        printLoad(result);
+        loads.push(result);
+      }
     }
     for (const [view, plan] of Object.entries(results.at(-1)?.plans ?? {})) {
       console.log(`Plan of ${view}\n\n${plan}\n`);
     }
     if (values.json) {
-      await writeFile(values.json, `${JSON.stringify({ ...facts, rounds, results }, null, 2)}\n`);
+      await writeFile(
+        values.json,
+        `${JSON.stringify({ ...facts, rounds, results, loads }, null, 2)}\n`,
+      );
     }
   } finally {
     await server?.remove();
@@ -251,6 +274,42 @@ function print(result: Measurements, previous: Measurements | undefined): void {
           ...growth((result) => result.readers.userRows),
         ],
       ],
+    ),
+  );
+  console.log();
+}
+
+function printLoad({ users, purchasesPerUser, files, costs }: LoadMeasurements): void {
+  const purchases = users * purchasesPerUser;
+  console.log(
+    `${users.toLocaleString('en')} users, ${purchases.toLocaleString('en')} purchases, in files of ${megabytes(files)}\n`,
+  );
+  const { COPY: copy, 'first load': first } = costs;
+  console.log(
+    tableOf(
+      [
+        'load, with the vacuum after it',
+        'time',
+        'to COPY',
+        'CPU of this process',
+        'its share of the time',
+        'memory of this process',
+        'WAL',
+        'to the first load',
+      ],
+      loadSteps.map((step) => {
+        const { time, cpu, memory, wal } = costs[step];
+        return [
+          step,
+          seconds(time),
+          ratio(time, copy.time),
+          seconds(cpu),
+          ratio(cpu, time),
+          megabytes(memory),
+          megabytes(wal),
+          (wal / first.wal).toFixed(4),
+        ];
+      }),
     ),
   );
   console.log();

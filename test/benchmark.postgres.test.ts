@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import postgres from 'postgres';
 import { afterEach, beforeEach, expect, inject, test, vi } from 'vitest';
 import { generate } from '../scripts/benchmark/data.ts';
+import type { LoadMeasurements } from '../scripts/benchmark/load.ts';
 import { compare, type Measurements } from '../scripts/benchmark/measure.ts';
 import { createReference } from '../scripts/benchmark/reference.ts';
 import { run, start } from './support/commands.ts';
@@ -44,11 +45,19 @@ test('measures both forms, which agree, and leaves no database', { timeout: 180_
     expect(stdout).toMatch(/^ 1 % bought .* │ 0\.\d\d .*×/m);
     expect(stdout).toContain('Plan of fct_lead_conversions');
 
-    const { results } = JSON.parse(await readFile(file, 'utf8')) as { results: Measurements[] };
-    expect(results.map(({ users }) => users)).toEqual([2000, 20000]);
-    for (const [path, number] of numbersIn(results)) {
-      expect(number, path).toBeGreaterThanOrEqual(0);
+    const { results, loads } = JSON.parse(await readFile(file, 'utf8')) as {
+      results: Measurements[];
+      loads: LoadMeasurements[];
+    };
+    for (const part of [results, loads]) {
+      expect(part.map(({ users }) => users)).toEqual([2000, 20000]);
+      for (const [path, number] of numbersIn(part)) {
+        expect(number, path).toBeGreaterThanOrEqual(0);
+      }
     }
+    // Nothing has changed the second time, so that next to nothing is written.
+    const { 'first load': first, 'same files again': again } = loads[1]?.costs ?? {};
+    expect((again?.wal ?? Number.NaN) / (first?.wal ?? Number.NaN)).toBeLessThan(0.02);
     // Someone has bought something, so that the second view was refreshed, too.
     expect(results[1]?.ours['1 % bought'].conversions).toBeGreaterThan(
       results[1]?.ours['nothing changed'].conversions ?? Number.NaN,
@@ -116,6 +125,7 @@ test.each([
   [['--users', 'many'], '--users is a whole number from 1000 on, not "many".\n'],
   [['--users', '10'], '--users is a whole number from 1000 on, not "10".\n'],
   [['--work-mem', 'lots'], 'invalid value for parameter "work_mem": "lots"\n'],
+  [['--part', 'lunch'], '--part is refresh or load, not "lunch".\n'],
   [['--rounds', '0'], '--rounds is a whole number from 1 on, not "0".\n'],
 ])('refuses %j', async (args, message) => {
   expect(await benchmark(...args)).toEqual({ code: 1, stdout: '', stderr: message });

@@ -104,6 +104,7 @@ describe('progress', () => {
     [false, 5000, (text: string) => `${text}\n`],
   ])('tells how far something is, to a terminal (%j) every %d ms', (isTTY, everyMs, line) => {
     const { update, written } = progress(isTTY);
+    vi.advanceTimersByTime(60_000); // a slow start, which is nothing to tell of
     for (let time = 0; time <= 3 * everyMs; time += everyMs / 2) {
       update(`at ${time} ms`);
       vi.advanceTimersByTime(everyMs / 2);

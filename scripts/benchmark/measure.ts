@@ -222,7 +222,7 @@ const mediansOf = (samples: Record<Step, Refresh[]>) =>
   }));
 
 /** The lower one of the two in the middle, where there are two. */
-const median = (values: number[]): number =>
+export const median = (values: number[]): number =>
   values.toSorted((one, other) => one - other)[(values.length - 1) >> 1] ?? Number.NaN;
 
 const highest = (peaks: Peak[]): Peak => ({
