@@ -98,8 +98,13 @@ interface Ending {
   reason: string | null;
 }
 
-/** By outcome; 0 for all others. 75 is EX_TEMPFAIL of sysexits.h: nothing is wrong, try again later. */
-const exitCodeOf: Record<string, number> = { failed: 1, skipped: 75 };
+/** By outcome; 0 for all others. 2 is how diff(1) says so, 75 is EX_TEMPFAIL of sysexits.h: nothing is wrong, try again later. */
+const exitCodeOf: Record<string, number> = {
+  failed: 1,
+  findings: 1,
+  different: 2,
+  skipped: 75,
+};
 
 /** What --json prints, always with the same keys. */
 type Output<Facts> = Ending &

@@ -1,5 +1,7 @@
 #!/usr/bin/env node
 import { command, programName, runProgram } from './command.ts';
+import { diff } from './diff.ts';
+import { doctor } from './doctor.ts';
 import { load } from './load.ts';
 import { migrate } from './migrate.ts';
 import { refresh } from './refresh.ts';
@@ -13,6 +15,8 @@ const program = command({
 })
   .addCommand(migrate)
   .addCommand(load)
-  .addCommand(refresh);
+  .addCommand(refresh)
+  .addCommand(diff)
+  .addCommand(doctor);
 
 await runProgram(program);

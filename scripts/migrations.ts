@@ -94,6 +94,40 @@ function readMigrations(): Migration[] {
   }));
 }
 
+/**
+ * How the migrations of this version and those that a database has on record differ: what
+ * it has not had yet, what was changed since it had it, and how many this version does not know.
+ */
+export async function compareMigrations(
+  db: Session,
+): Promise<{ pending: string[]; changed: string[]; unknown: number }> {
+  const files = readMigrations();
+  const recorded = await readRecords(db);
+  const recordOf = ({ createdAt }: Migration) =>
+    recorded.find((record) => record.createdAt === createdAt);
+  const tagsOf = (found: Migration[]) => found.map(({ tag }) => tag);
+  return {
+    pending: tagsOf(files.filter((file) => !recordOf(file))),
+    changed: tagsOf(files.filter((file) => (recordOf(file)?.hash ?? file.hash) !== file.hash)),
+    unknown: recorded.filter(({ createdAt }) => !files.some((file) => file.createdAt === createdAt))
+      .length,
+  };
+}
+
+/** The statement that creates an index or a constraint of a table, as the migrations have it. */
+export function statementThatCreates(name: string, table: string): string | undefined {
+  const all = readMigrations().flatMap(({ statements }) => statements.map((it) => it.trim()));
+  const own = all.findLast((statement) =>
+    new RegExp(`^(CREATE (UNIQUE )?INDEX|ALTER TABLE .* ADD CONSTRAINT) "${name}"`).test(statement),
+  );
+  const lines = all.flatMap((statement) => statement.split('\n'));
+  const [, constraint] =
+    lines
+      .map((line) => new RegExp(`^\\s*(CONSTRAINT "${name}" .*?),?$`).exec(line))
+      .findLast((match) => match !== null) ?? [];
+  return own ?? (constraint && `ALTER TABLE "public"."${table}" ADD ${constraint};`);
+}
+
 /** What Postgres says to the second of two sessions that create the same at once. */
 function isAlreadyThere(error: unknown): boolean {
   return ['23505', '42P06', '42P07'].includes(codeOf(reasonOf(error)));

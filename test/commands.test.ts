@@ -59,6 +59,20 @@ test('migrate, load and refresh take an empty database to both reports', async (
     retries: [],
   });
 
+  expect(await run(url, 'npm run diff')).toEqual({
+    code: 0,
+    stdout: [
+      'fct_client_conversion_events: 13 rows, nothing would change\n',
+      'fct_lead_conversions: 39 rows, nothing would change\n',
+    ].join(''),
+    stderr: '',
+  });
+  expect(await run(url, 'npm run doctor')).toEqual({
+    code: 0,
+    stdout: 'The database is as it should be.\n',
+    stderr: '',
+  });
+
   const database = await openDatabase(url);
   expect(await rowsOf(database, fctClientConversionEvents)).toHaveLength(13);
   expect(await rowsOf(database, fctLeadConversions)).toHaveLength(39);
@@ -118,6 +132,8 @@ describe('--help', () => {
     'npm run migrate',
     'npm run load',
     'npm run refresh',
+    'npm run diff',
+    'npm run doctor',
     'npm run demo',
     'npm run generate',
     'npm run benchmark',

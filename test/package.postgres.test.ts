@@ -232,6 +232,8 @@ describe('npx lead-conversions', () => {
     const { outcome, views } = JSON.parse(await npx('refresh', '--json'));
     expect(outcome).toBe('refreshed');
     expect(views).toMatchObject([{ rows: 13 }, { rows: 39 }]);
+    expect(await npx('diff')).toMatch(/^(fct_\w+: \d+ rows, nothing would change\n){2}$/);
+    expect(await npx('doctor')).toBe('The database is as it should be.\n');
   });
 
   test('needs no file that it may write', async () => {
@@ -253,7 +255,7 @@ describe('npx lead-conversions', () => {
 
   test('says its version, and how each command is called in lines of at most 80 characters', async () => {
     expect(await npx('--version')).toBe(`${packageJson.version}\n`);
-    for (const args of [[], ['migrate'], ['load'], ['refresh']]) {
+    for (const args of [[], ['migrate'], ['load'], ['refresh'], ['diff'], ['doctor']]) {
       expect(await npx(...args, '--version')).toBe(`${packageJson.version}\n`);
       const help = await npx(...args, '--help');
       expect(help).toMatch(new RegExp(`^Usage: ${['npx lead-conversions', ...args].join(' ')} `));

@@ -102,13 +102,14 @@ interface UniqueIndex {
  * Looks up a view to refresh, and checks beforehand what would make the refresh
  * fail. https://www.postgresql.org/docs/16/sql-refreshmaterializedview.html
  *
- * Throws an Error that says what is wrong and what to do: the view is not there,
- * the current role may not refresh it, or it has no unique index that REFRESH …
- * CONCURRENTLY can use.
+ * Throws an Error that says what is wrong and what to do: the view is not there, it has no
+ * unique index that REFRESH … CONCURRENTLY can use, it reads other tables than are
+ * declared, or the current role may not refresh it, unless it is only to look.
  */
 export async function catalogView(
   db: PgDatabase<PgQueryResultHKT>,
   view: PgMaterializedView,
+  { isToRefresh = true } = {},
 ): Promise<CatalogedView> {
   const { name } = getMaterializedViewConfig(view);
   const [found] = await db
@@ -157,7 +158,7 @@ export async function catalogView(
   if (!found.isMaterialized) {
     throw new Error(`${name} is not a materialized view in this database.`);
   }
-  if (!found.mayRefresh) {
+  if (isToRefresh && !found.mayRefresh) {
     throw new Error(
       `The role ${role} may not refresh ${name}: its owner is ${owner}. Connect as ${owner} or a member of that role, or (from PostgreSQL 17 on) grant MAINTAIN on it.`,
     );
@@ -181,7 +182,7 @@ export async function catalogView(
     }
   }
   const unreadable = inputs.find(({ isTable, isReadable }) => isTable && !isReadable);
-  if (unreadable) {
+  if (isToRefresh && unreadable) {
     throw new Error(
       `The role ${role} may not read ${nameOf(unreadable)}, which a refresh locks and counts. Grant it select on that table.`,
     );

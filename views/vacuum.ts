@@ -100,7 +100,7 @@ export async function vacuum(
  * words: whoever may still see them, because it began before that ended.
  * https://www.postgresql.org/docs/16/routine-vacuuming.html#VACUUM-FOR-SPACE-RECOVERY
  */
-async function horizonHolders(tx: Session, transaction: string): Promise<string[]> {
+export async function horizonHolders(tx: Session, transaction: string): Promise<string[]> {
   const age = sql`age((${transaction}::text::xid8)::xid)`;
   const holders = await tx.select({ holder: sql<string>`holder` }).from(sql`(
     select format(

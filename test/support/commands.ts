@@ -6,6 +6,8 @@ const commands = {
   'drizzle-kit migrate': 'exec node_modules/.bin/drizzle-kit migrate',
   'npm run benchmark': packageJson.scripts.benchmark,
   'npm run demo': packageJson.scripts.demo,
+  'npm run diff': packageJson.scripts.diff,
+  'npm run doctor': packageJson.scripts.doctor,
   'npm run generate': packageJson.scripts.generate,
   'npm run load': packageJson.scripts.load,
   'npm run migrate': packageJson.scripts.migrate,

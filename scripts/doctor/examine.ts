@@ -1,0 +1,651 @@
+import { getTableName, getViewName, sql } from 'drizzle-orm';
+import { getTableConfig, type PgTable } from 'drizzle-orm/pg-core';
+import * as schema from '../../schema/index.ts';
+import { readerRole } from '../../schema/properties.ts';
+import { branchesOfUnknownZones, identify } from '../../views/basis.ts';
+import { catalogView } from '../../views/catalog.ts';
+import { fctClientConversionEvents } from '../../views/fct_client_conversion_events.ts';
+import { fctLeadConversions } from '../../views/fct_lead_conversions.ts';
+import { viewsInOrder } from '../../views/refresh.ts';
+import {
+  causeOf,
+  INSUFFICIENT_PRIVILEGE,
+  once,
+  pinned,
+  type Session,
+  setLocally,
+} from '../../views/session.ts';
+import { horizonHolders } from '../../views/vacuum.ts';
+import { conversionEventFilters } from '../../views/values.ts';
+import { viewRefreshes } from '../../views/view_refreshes.ts';
+import { declaredText, rowsOf, standalone } from '../definitions.ts';
+import {
+  type Comment,
+  declaredRelations,
+  type Grant,
+  type Relation,
+  readRelations,
+} from '../generate/catalog.ts';
+import { literal } from '../generate/statements.ts';
+import { compareMigrations, statementThatCreates } from '../migrations.ts';
+
+/** Something that is not as it should be. */
+export interface Finding {
+  /** What it is, as a sentence. */
+  finding: string;
+  /** Up to five users, branches, indexes, tables … that it is about. */
+  keys: string[];
+  /** The SQL or the command that mends it. */
+  remedy: string;
+}
+
+export interface Examination {
+  findings: Finding[];
+  /** What is worth knowing but no finding, and what this role may not look at, in sentences. */
+  notes: string[];
+}
+
+interface Settings {
+  /** How old a view may be, as an interval in Postgres' notation. */
+  maxAge: string;
+  statementTimeout: string;
+  signal?: AbortSignal;
+  /** Told what is being examined. */
+  onCheck?: (what: string) => void;
+}
+
+type Report = {
+  find: (finding: string, keys: string[], remedy: string) => void;
+  note: (note: string) => void;
+};
+type Check = (tx: Session, report: Report, settings: Settings) => Promise<void>;
+
+/** How many users are computed anew. */
+const sampleSize = 200;
+
+/** How many keys a finding names. */
+const shownKeys = 5;
+
+const events = getViewName(fctClientConversionEvents);
+const conversions = getViewName(fctLeadConversions);
+
+/**
+ * Examines whether a database is as it should be, by reading alone. Each check has a
+ * transaction of its own, so that one that this role may not do does not keep it from others.
+ */
+export async function examine(session: Session, settings: Settings): Promise<Examination> {
+  const { maxAge, statementTimeout, signal, onCheck } = settings;
+  const examination: Examination = { findings: [], notes: [] };
+  const note = (text: string) => {
+    examination.notes.push(text);
+  };
+  const report: Report = {
+    find: (finding, keys, remedy) => {
+      examination.findings.push({ finding, keys: keys.slice(0, shownKeys), remedy });
+    },
+    note,
+  };
+  const inTransaction = (check: Check) =>
+    pinned(
+      session,
+      statementTimeout,
+      async (tx) => {
+        await tx.execute(setLocally({ row_security: 'off' }));
+        await check(tx, report, settings);
+      },
+      { isolationLevel: 'repeatable read', accessMode: 'read only' },
+      signal,
+    );
+  await inTransaction(async (tx) => {
+    await tx.select({ interval: sql`${maxAge}::interval` }).from(once);
+  });
+  const run = async (checks: Record<string, Check>) => {
+    for (const [what, check] of Object.entries(checks)) {
+      onCheck?.(what);
+      await inTransaction(check).catch((error) => {
+        const { code = '', message } = causeOf(error);
+        if (code === INSUFFICIENT_PRIVILEGE) {
+          note(`This role may not look at ${what}: ${message}.`);
+        } else if (/^(22|42|55)\w{3}$/.test(code)) {
+          report.find(
+            `Postgres could not examine ${what}: ${message}.`,
+            [],
+            'Mend the other findings, and examine again.',
+          );
+        } else {
+          throw error;
+        }
+      });
+    }
+  };
+  await run({ 'the migrations': migrations, 'the catalog': drift });
+  const isComplete = await hasAllRelations(session, statementTimeout);
+  if (isComplete) {
+    await run(checks);
+  } else {
+    note('The rows were not looked at, because tables or views are missing.');
+  }
+  return examination;
+}
+
+async function hasAllRelations(session: Session, statementTimeout: string): Promise<boolean> {
+  const names = declaredRelations().map(({ name }) => name);
+  return await pinned(session, statementTimeout, async (tx) => {
+    const [found] = await tx
+      .select({
+        areThere: sql<boolean>`not exists (
+          select from json_array_elements_text(${JSON.stringify(names)}::json) as names (name)
+          left join pg_class on oid = to_regclass(format('public.%I', name))
+          where oid is null or (relkind = 'm' and not relispopulated)
+        )`,
+      })
+      .from(once);
+    return found?.areThere ?? false;
+  });
+}
+
+const migrations: Check = async (tx, { find, note }) => {
+  const [records] = await tx
+    .select({
+      areThere: sql<boolean>`to_regclass('drizzle.lead_conversions_migrations') is not null`,
+    })
+    .from(once);
+  if (!records?.areThere) {
+    find('The database has not been migrated.', [], 'npx lead-conversions migrate');
+    return;
+  }
+  const { pending, changed, unknown } = await compareMigrations(tx);
+  if (pending.length > 0) {
+    find('The database lacks migrations of this version.', pending, 'npx lead-conversions migrate');
+  }
+  if (changed.length > 0) {
+    find(
+      'Migrations were changed after this database had them.',
+      changed,
+      'Restore their files, and put what is to change into a new migration.',
+    );
+  }
+  if (unknown > 0) {
+    note(
+      `The database has ${unknown} migrations that this version does not know. Examine it with the version that last migrated it.`,
+    );
+  }
+};
+
+/** Where the catalog is not what is declared, by the same reading as that of `generate`. */
+const drift: Check = async (tx, { find, note }) => {
+  const found = await readRelations(tx);
+  for (const declared of declaredRelations()) {
+    const { name, kind } = declared;
+    const actual = found.find((relation) => relation.name === name);
+    if (!actual) {
+      find(
+        `The ${kind.toLowerCase()} ${name} is missing.`,
+        [name],
+        'Give it its name again if it was renamed. Otherwise create it with the statements of its migration.',
+      );
+      continue;
+    }
+    compareColumns(declared, actual, find);
+    compareIndexes(declared, actual, find, note);
+    compareComments(declared, actual, find);
+    compareGrants(declared, actual, find, note);
+  }
+  await examineIndexes(tx, find);
+  await examineOwners(tx, find);
+  await examineConstraints(tx, find);
+};
+
+function compareColumns(declared: Relation, actual: Relation, find: Report['find']): void {
+  const { name, kind } = declared;
+  const nameOf = (column: string) => column.split(' ')[0] ?? '';
+  const missing = declared.columns.filter(
+    (column) => !actual.columns.some((other) => nameOf(other) === nameOf(column)),
+  );
+  const extra = actual.columns.filter(
+    (column) => !declared.columns.some((other) => nameOf(other) === nameOf(column)),
+  );
+  const different = declared.columns.filter(
+    (column) => !missing.includes(column) && !actual.columns.includes(column),
+  );
+  const migrate = 'npx lead-conversions migrate, or the statements of its migration';
+  if (missing.length > 0) {
+    find(`${name} lacks columns that are declared.`, missing, migrate);
+  }
+  if (extra.length > 0) {
+    find(
+      `${name} has columns that are not declared.`,
+      extra.map(nameOf),
+      kind === 'TABLE'
+        ? `alter table public.${name} ${extra.map((column) => `drop column ${nameOf(column)}`).join(', ')}; or declare them`
+        : migrate,
+    );
+  }
+  if (different.length > 0) {
+    const shown = different.map((column) => {
+      const other = actual.columns.find((it) => nameOf(it) === nameOf(column));
+      return `${column}, not ${other}`;
+    });
+    find(`${name} has columns that are declared otherwise.`, shown, migrate);
+  }
+  const isInOrder =
+    kind === 'TABLE' || `${declared.columns.map(nameOf)}` === `${actual.columns.map(nameOf)}`;
+  if (missing.length + extra.length === 0 && !isInOrder) {
+    find(`${name} has its columns in another order than is declared.`, [name], migrate);
+  }
+}
+
+function compareIndexes(
+  declared: Relation,
+  actual: Relation,
+  find: Report['find'],
+  note: Report['note'],
+): void {
+  for (const index of declared.indexes) {
+    const other = actual.indexes.find(({ name }) => name === index.name);
+    const unique = index.definition?.startsWith('UNIQUE ') ? 'unique ' : '';
+    const create = index.definition
+      ? `create ${unique}index ${index.name} on public.${declared.name} using ${index.definition.replace('UNIQUE ', '')};`
+      : (statementThatCreates(index.name, declared.name) ?? 'the statement of its migration');
+    const remedy = `${create} ${commentOn(declared, 'INDEX', index.name)}`.trim();
+    if (!other) {
+      find(`${declared.name} lacks the index ${index.name}.`, [index.name], remedy);
+    } else if (index.definition !== other.definition) {
+      find(
+        `The index ${index.name} of ${declared.name} is not the declared one.`,
+        [index.name],
+        `drop index public.${index.name}; ${remedy}`,
+      );
+    }
+  }
+  const extra = actual.indexes.filter(
+    ({ name }) => !declared.indexes.some((index) => index.name === name),
+  );
+  if (extra.length > 0) {
+    note(
+      `${declared.name} has indexes that are not declared: ${extra.map(({ name }) => name).join(', ')}.`,
+    );
+  }
+}
+
+function compareComments(declared: Relation, actual: Relation, find: Report['find']): void {
+  const wrong = declared.comments.filter((comment) => {
+    const other = actual.comments.find(
+      ({ on, name }) => on === comment.on && name === comment.name,
+    );
+    return other && other.text !== comment.text;
+  });
+  if (wrong.length > 0) {
+    find(
+      `${declared.name} has comments that are not the declared ones.`,
+      wrong.map(({ name }) => name),
+      wrong.map((comment) => commentStatement(declared, comment)).join(' '),
+    );
+  }
+}
+
+function commentStatement({ name: relation, kind }: Relation, { on, name, text }: Comment): string {
+  const object = {
+    RELATION: `${kind.toLowerCase()} public.${relation}`,
+    COLUMN: `column public.${relation}.${name}`,
+    CONSTRAINT: `constraint ${name} on public.${relation}`,
+    INDEX: `index public.${name}`,
+  };
+  return `comment on ${object[on]} is ${literal(text)};`;
+}
+
+/** The statement for the declared comment on an index or a constraint, nothing if it has none. */
+function commentOn(relation: Relation, on: Comment['on'], name: string): string {
+  const comment = relation.comments.find((it) => it.on === on && it.name === name);
+  return comment?.text ? commentStatement(relation, comment) : '';
+}
+
+function compareGrants(
+  declared: Relation,
+  actual: Relation,
+  find: Report['find'],
+  note: Report['note'],
+): void {
+  const isSame = (one: Grant) => (other: Grant) =>
+    one.role === other.role && one.privilege === other.privilege && one.column === other.column;
+  const missing = declared.grants.filter((grant) => !actual.grants.some(isSame(grant)));
+  const extra = actual.grants.filter((grant) => !declared.grants.some(isSame(grant)));
+  const privilege = ({ privilege, column }: Grant) =>
+    `${privilege.toLowerCase()}${column ? ` (${column})` : ''} on public.${declared.name}`;
+  if (missing.length > 0) {
+    find(
+      `${declared.name} lacks grants that are declared.`,
+      missing.map((grant) => `${privilege(grant)} to ${grant.role}`),
+      missing.map((grant) => `grant ${privilege(grant)} to ${grant.role};`).join(' '),
+    );
+  }
+  const isView = declared.kind === 'MATERIALIZED VIEW';
+  const isHarmless = ({ role }: Grant) => isView && role !== 'PUBLIC' && role !== readerRole;
+  const refused = extra.filter((grant) => !isHarmless(grant));
+  if (refused.length > 0) {
+    find(
+      `${declared.name} has grants that are not declared.`,
+      refused.map((grant) => `${privilege(grant)} to ${grant.role}`),
+      refused
+        .map(
+          (grant) =>
+            `revoke ${privilege(grant)} from ${grant.role === 'PUBLIC' ? 'public' : `"${grant.role}"`};`,
+        )
+        .join(' '),
+    );
+  }
+  const mentioned = extra.filter(isHarmless);
+  if (mentioned.length > 0) {
+    note(
+      `Somebody has given others rights on ${declared.name}: ${mentioned.map((grant) => `${privilege(grant)} to ${grant.role}`).join(', ')}.`,
+    );
+  }
+}
+
+const names = () => JSON.stringify(declaredRelations().map(({ name }) => name));
+
+/** Our tables and views in the database. */
+const ours = () =>
+  sql`relnamespace = to_regnamespace('public')
+    and relname in (select name from json_array_elements_text(${names()}::json) as names (name))`;
+
+async function examineIndexes(tx: Session, find: Report['find']): Promise<void> {
+  const invalid = await tx
+    .select({
+      name: sql<string>`(select relname from pg_class as index where index.oid = indexrelid)`,
+    })
+    .from(sql`pg_index inner join pg_class on indrelid = pg_class.oid`)
+    .where(sql`${ours()} and not (indisvalid and indisready)`)
+    .orderBy(sql`1`);
+  for (const { name } of invalid) {
+    find(
+      `The index ${name} is not valid, so that no query uses it.`,
+      [name],
+      `reindex index concurrently public.${name};`,
+    );
+  }
+}
+
+async function examineOwners(tx: Session, find: Report['find']): Promise<void> {
+  const history = getTableName(viewRefreshes);
+  const relations = await tx
+    .select({
+      name: sql<string>`relname`,
+      kind: sql<string>`case relkind when 'm' then 'materialized view' else 'table' end`,
+      owner: sql<string>`pg_get_userbyid(relowner)`,
+    })
+    .from(sql`pg_class`)
+    .where(ours())
+    .orderBy(sql`relname`);
+  const owner = relations.find(({ name }) => name === history)?.owner;
+  const others = relations.filter((relation) => owner && relation.owner !== owner);
+  if (others.length > 0) {
+    find(
+      `Not all tables and views belong to ${owner}, who owns ${history}.`,
+      others.map((relation) => `${relation.name} (${relation.owner})`),
+      others.map(({ kind, name }) => `alter ${kind} public.${name} owner to "${owner}";`).join(' '),
+    );
+  }
+}
+
+/** Foreign keys and CHECKs: whether they are there, and hold for all rows. */
+async function examineConstraints(tx: Session, find: Report['find']): Promise<void> {
+  const declared = Object.values(schema).flatMap((table: PgTable) => {
+    const { name, foreignKeys, checks } = getTableConfig(table);
+    const constraints = [
+      ...foreignKeys.map((key) => key.getName()),
+      ...checks.map((it) => it.name),
+    ];
+    return constraints.map((constraint) => ({ table: name, name: constraint }));
+  });
+  const broken = await tx
+    .select({
+      table: sql<string>`declared."table"`,
+      name: sql<string>`declared.name`,
+      isThere: sql<boolean>`pg_constraint.oid is not null`,
+    })
+    .from(sql`
+      json_to_recordset(${JSON.stringify(declared)}::json) as declared ("table" text, name text)
+      left join pg_constraint
+        on conname = declared.name
+        and conrelid = to_regclass(format('public.%I', declared."table"))`)
+    .where(sql`pg_constraint.oid is null or not convalidated`);
+  for (const { table, name, isThere } of broken) {
+    const relation = declaredRelations().find((it) => it.name === table);
+    const comment = relation ? commentOn(relation, 'CONSTRAINT', name) : '';
+    const create = statementThatCreates(name, table) ?? 'the statement of its migration';
+    find(
+      isThere
+        ? `The constraint ${name} of ${table} was never checked for the rows that were there.`
+        : `${table} lacks the constraint ${name}.`,
+      [name],
+      isThere
+        ? `alter table public.${table} validate constraint ${name};`
+        : `${create} ${comment}`.trim(),
+    );
+  }
+  const disabled = await tx
+    .select({ table: sql<string>`relname` })
+    .from(sql`pg_trigger inner join pg_class on tgrelid = pg_class.oid`)
+    .where(sql`${ours()} and tgisinternal and tgenabled = 'D'`)
+    .groupBy(sql`relname`);
+  if (disabled.length > 0) {
+    find(
+      'Foreign keys are not enforced, because their triggers are disabled.',
+      disabled.map(({ table }) => table),
+      disabled.map(({ table }) => `alter table public.${table} enable trigger all;`).join(' '),
+    );
+  }
+}
+
+const checks: Record<string, Check> = {
+  'what the views read': async (tx, { find }) => {
+    for (const view of viewsInOrder) {
+      await catalogView(tx, view, { isToRefresh: false }).catch((error) => {
+        if (error.constructor !== Error) {
+          throw error;
+        }
+        find(error.message, [getViewName(view)], 'See the message.');
+      });
+    }
+  },
+
+  'row-level security': async (tx, { find }) => {
+    const secured = await tx
+      .select({ name: sql<string>`relname` })
+      .from(sql`pg_class`)
+      .where(sql`${ours()} and relrowsecurity`)
+      .orderBy(sql`relname`);
+    if (secured.length > 0) {
+      find(
+        'Row-level security may hide rows from refreshes and loads.',
+        secured.map(({ name }) => name),
+        secured
+          .map(({ name }) => `alter table public.${name} disable row level security;`)
+          .join(' '),
+      );
+    }
+  },
+
+  'the time zones': async (tx, { find }) => {
+    for (const { zone, some, branches } of await branchesOfUnknownZones(tx)) {
+      find(
+        `The server does not know the time zone ${zone} of ${branches} branches, so that no refresh succeeds.`,
+        some,
+        `update public.dim_branch set timezone_id = 'THE CURRENT NAME' where timezone_id = ${literal(zone)};`,
+      );
+    }
+  },
+
+  'the rows of the views': async (tx, { find }) => {
+    const refresh = 'npx lead-conversions refresh --force';
+    const listed = async (finding: (count: number) => string, query: ReturnType<typeof sql>) => {
+      const [found] = await rowsOf<{ count: number; keys: string[] | null }>(
+        tx,
+        sql`select count(*)::int as count, to_json((array_agg(user_id order by user_id))[1:${sql.raw(String(shownKeys))}]) as keys
+          from (${query}) as users`,
+      );
+      if (found && found.count > 0) {
+        find(finding(found.count), found.keys ?? [], refresh);
+      }
+    };
+    const users = (count: number) => (count === 1 ? '1 user' : `${count} users`);
+    await listed(
+      (count) => `${events} has no row of ${users(count)} of dim_user.`,
+      sql`select user_id from public.dim_user except select user_id from public.${sql.identifier(events)}`,
+    );
+    await listed(
+      (count) => `${events} has rows of ${users(count)} that dim_user does not have.`,
+      sql`select user_id from public.${sql.identifier(events)} except select user_id from public.dim_user`,
+    );
+    const filters = conversionEventFilters.length;
+    await listed(
+      (count) => `${conversions} has not ${filters} rows, one per filter, of ${users(count)}.`,
+      sql`
+        select coalesce(events.user_id, counted.user_id) as user_id
+        from public.${sql.identifier(events)} as events
+        full join (
+          select user_id, count(*) as rows
+          from public.${sql.identifier(conversions)}
+          group by user_id
+        ) as counted using (user_id)
+        where rows is distinct from ${filters}`,
+    );
+    await listed(
+      (count) => `${conversions} says under ALL something else than ${events} of ${users(count)}.`,
+      sql`
+        select events.user_id
+        from public.${sql.identifier(events)} as events
+        inner join public.${sql.identifier(conversions)} as conversions
+          on events.user_id = conversions.user_id
+          and conversions.client_conversion_event_filter = 'ALL'
+        where (${sql.raw(sharedColumns('events'))}) is distinct from (${sql.raw(sharedColumns('conversions'))})`,
+    );
+  },
+
+  'a sample of users': async (tx, { find }) => {
+    const texts: string[] = [];
+    for (const view of viewsInOrder) {
+      texts.push(standalone(declaredText(view), texts));
+      const name = getViewName(view);
+      const columns = await rowsOf<{ name: string }>(
+        tx,
+        sql`
+          select attname as name from pg_attribute
+          where attrelid = to_regclass(${`public.${name}`}) and attnum > 0 and not attisdropped`,
+      );
+      const declared = declaredRelations().find((relation) => relation.name === name);
+      const compared = columns
+        .filter((column) => declared?.columns.some((it) => it.startsWith(`${column.name} `)))
+        .map((column) => `"${column.name}"`);
+      const [found] = await rowsOf<{ count: number; sampled: number; keys: string[] | null }>(
+        tx,
+        sql`
+          with sample as materialized (
+            select user_id from public.dim_user order by random() limit ${sampleSize}
+          ),
+          computed as (
+            select ${sql.raw(`${compared}`)}
+            from (\n${sql.raw(texts.at(-1) ?? '')}\n) as declared
+            where user_id in (select user_id from sample)
+          ),
+          shown as (
+            select ${sql.raw(`${compared}`)} from public.${sql.identifier(name)}
+            where user_id in (select user_id from sample)
+          ),
+          differing as (
+            (select * from computed except all select * from shown)
+            union all
+            (select * from shown except all select * from computed)
+          )
+          select
+            count(distinct user_id)::int as count,
+            (select count(*) from sample)::int as sampled,
+            to_json((array_agg(distinct user_id))[1:${sql.raw(String(shownKeys))}]) as keys
+          from differing`,
+      );
+      if (found && found.count > 0) {
+        find(
+          `${name} does not show what the input tables give now, for ${found.count} of ${found.sampled} users that were picked at random.`,
+          found.keys ?? [],
+          'npx lead-conversions refresh; if this stays, the view is not the declared one: npx lead-conversions diff',
+        );
+      }
+    }
+  },
+
+  'the history of the refreshes': async (tx, { find }, { maxAge }) => {
+    const { server } = await identify(tx);
+    for (const view of viewsInOrder) {
+      const name = getViewName(view);
+      const [last] = await rowsOf<{ hours: number; isOld: boolean }>(
+        tx,
+        sql`
+          select
+            floor(date_part('epoch', now() - started_at) / 3600)::int as hours,
+            now() - started_at > ${maxAge}::interval as "isOld"
+          from public.view_refreshes
+          where view = ${name} and server = ${server}
+          order by id desc
+          limit 1`,
+      );
+      if (!last || last.isOld) {
+        find(
+          last
+            ? `${name} is older than ${maxAge}: its last refresh began ${last.hours} hours ago.`
+            : `${name} has not been refreshed on this server.`,
+          [name],
+          'npx lead-conversions refresh',
+        );
+      }
+    }
+  },
+
+  'dead rows': async (tx, { find, note }) => {
+    const { server } = await identify(tx);
+    const [facts] = await tx
+      .select({ seesOthers: sql<boolean>`pg_has_role(current_user, 'pg_read_all_stats', 'usage')` })
+      .from(once);
+    for (const view of viewsInOrder) {
+      const name = getViewName(view);
+      const [state] = await rowsOf<{ deadRows: number; transaction: string | null }>(
+        tx,
+        sql`
+          select
+            pg_stat_get_dead_tuples(to_regclass(${`public.${name}`}))::int as "deadRows",
+            (
+              select basis -> 'view' ->> 'transaction'
+              from public.view_refreshes
+              where view = ${name} and server = ${server} and inserted + deleted > 0
+              order by id desc
+              limit 1
+            ) as transaction`,
+      );
+      const holders =
+        state?.deadRows && state.transaction ? await horizonHolders(tx, state.transaction) : [];
+      if (holders.length > 0) {
+        find(
+          `${name} has ${state?.deadRows} dead rows that no vacuum removes, because ${holders.join(', ')} might still want to read them.`,
+          [name],
+          `End what is named, then: vacuum public.${name};`,
+        );
+      }
+    }
+    if (!facts?.seesOthers) {
+      note(
+        'This role does not see what the sessions of others read, which may keep dead rows from being removed: grant it pg_read_all_stats.',
+      );
+    }
+  },
+};
+
+/** The columns that both views have. */
+const sharedColumns = (of: string): string => {
+  const [first, second] = [events, conversions].map(
+    (name) => declaredRelations().find((relation) => relation.name === name)?.columns ?? [],
+  );
+  return (first ?? [])
+    .filter((column) => second?.includes(column))
+    .map((column) => `${of}."${column.split(' ')[0]}"`)
+    .join(', ');
+};

@@ -1,0 +1,300 @@
+import { setTimeout as sleep } from 'node:timers/promises';
+import postgres from 'postgres';
+import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { readerRole } from '../schema/properties.ts';
+import { run } from './support/commands.ts';
+import { useServerDatabase } from './support/database.ts';
+
+const database = useServerDatabase();
+
+let session: postgres.Sql;
+beforeEach(async () => {
+  session = postgres(database.url, { max: 2, onnotice: () => {} });
+  await run(database.url, 'npm run load', ['test/sample']);
+  await run(database.url, 'npm run refresh');
+});
+afterEach(() => session.end());
+
+async function doctor(url = database.url, ...args: string[]) {
+  const { code, stdout, stderr } = await run(url, 'npm run doctor', ['--json', ...args]);
+  const { outcome, reason, findings, notes } = JSON.parse(stdout);
+  return { code, stderr, outcome, reason, findings, notes };
+}
+
+const healthy = { code: 0, stderr: '', outcome: 'healthy', reason: null, findings: [] };
+
+test('finds nothing in a database that is as it should be', async () => {
+  expect(await doctor()).toEqual({ ...healthy, notes: [] });
+});
+
+/** The role that is given rights in these tests, and dropped after them. */
+const role = `somebody_${process.pid}`;
+
+describe('finds and mends', () => {
+  afterEach(async () => {
+    await session`drop owned by ${session(role)}`.catch(() => {});
+    await session`drop role if exists ${session(role)}`;
+  });
+
+  const refresh = 'npx lead-conversions refresh';
+  const cases: { what: string; sabotage: string; finding: string; keys: string[] }[] = [
+    {
+      what: 'an index that is gone',
+      sabotage: 'drop index fct_lead_conversions_branch_id_local_user_created_at_idx',
+      finding:
+        'fct_lead_conversions lacks the index fct_lead_conversions_branch_id_local_user_created_at_idx.',
+      keys: ['fct_lead_conversions_branch_id_local_user_created_at_idx'],
+    },
+    {
+      what: 'an index of an input table that is gone',
+      sabotage: 'drop index fct_membership_purchases_first',
+      finding: 'fct_membership_purchases lacks the index fct_membership_purchases_first.',
+      keys: ['fct_membership_purchases_first'],
+    },
+    {
+      what: 'an index that is not valid',
+      sabotage: `update pg_index set indisvalid = false where indexrelid = 'dim_user_pkey'::regclass`,
+      finding: 'The index dim_user_pkey is not valid, so that no query uses it.',
+      keys: ['dim_user_pkey'],
+    },
+    {
+      what: 'a grant to everybody',
+      sabotage: 'grant select on fct_lead_conversions to public',
+      finding: 'fct_lead_conversions has grants that are not declared.',
+      keys: ['select on public.fct_lead_conversions to PUBLIC'],
+    },
+    {
+      what: 'a grant on an input table',
+      sabotage: `create role ${role}; grant select (name) on dim_user to ${role}`,
+      finding: 'dim_user has grants that are not declared.',
+      keys: [`select (name) on public.dim_user to ${role}`],
+    },
+    {
+      what: 'a grant on the history',
+      sabotage: `create role ${role}; grant insert on view_refreshes to ${role}`,
+      finding: 'view_refreshes has grants that are not declared.',
+      keys: [`insert on public.view_refreshes to ${role}`],
+    },
+    {
+      what: 'a grant that is gone',
+      sabotage: `revoke select on fct_lead_conversions from ${readerRole}`,
+      finding: 'fct_lead_conversions lacks grants that are declared.',
+      keys: [`select on public.fct_lead_conversions to ${readerRole}`],
+    },
+    {
+      what: 'a comment that is another one',
+      sabotage: `comment on column dim_user.name is 'Who.'`,
+      finding: 'dim_user has comments that are not the declared ones.',
+      keys: ['name'],
+    },
+    {
+      what: 'a column that is not declared',
+      sabotage: 'alter table dim_user add column phone varchar',
+      finding: 'dim_user has columns that are not declared.',
+      keys: ['phone'],
+    },
+    {
+      what: 'another owner',
+      sabotage: `create role ${role}; grant create on schema public to ${role}; alter table dim_branch owner to ${role}`,
+      finding: 'Not all tables and views belong to postgres, who owns view_refreshes.',
+      keys: [`dim_branch (${role})`],
+    },
+    {
+      what: 'a foreign key that is gone',
+      sabotage: 'alter table dim_user drop constraint dim_user_branch_id_dim_branch_branch_id_fk',
+      finding: 'dim_user lacks the constraint dim_user_branch_id_dim_branch_branch_id_fk.',
+      keys: ['dim_user_branch_id_dim_branch_branch_id_fk'],
+    },
+    {
+      what: 'a check that is gone',
+      sabotage: 'alter table dim_user drop constraint dim_user_user_id_check',
+      finding: 'dim_user lacks the constraint dim_user_user_id_check.',
+      keys: ['dim_user_user_id_check'],
+    },
+    {
+      what: 'foreign keys that are disabled',
+      sabotage: 'alter table fct_membership_purchases disable trigger all',
+      finding: 'Foreign keys are not enforced, because their triggers are disabled.',
+      keys: ['fct_membership_purchases'],
+    },
+    {
+      what: 'row-level security',
+      sabotage: 'alter table dim_user enable row level security',
+      finding: 'Row-level security may hide rows from refreshes and loads.',
+      keys: ['dim_user'],
+    },
+    {
+      what: 'a user who was deleted, but not refreshed',
+      sabotage: `delete from dim_user where user_id = 'never-bought'`,
+      finding: 'fct_client_conversion_events has rows of 1 user that dim_user does not have.',
+      keys: ['never-bought'],
+    },
+    {
+      what: 'a user who is new, but not refreshed',
+      sabotage: `insert into dim_user (user_id) values ('new')`,
+      finding: 'fct_client_conversion_events has no row of 1 user of dim_user.',
+      keys: ['new'],
+    },
+    {
+      what: 'a purchase that is not in the views',
+      sabotage: `insert into fct_membership_purchases (user_id, user_membership_id) values ('never-bought', '1')`,
+      finding:
+        'fct_client_conversion_events does not show what the input tables give now, for 1 of 13 users that were picked at random.',
+      keys: ['never-bought'],
+    },
+    {
+      what: 'a history that is days old',
+      sabotage: `update view_refreshes set started_at = started_at - interval '3 days' where view = 'fct_lead_conversions'`,
+      finding: 'fct_lead_conversions is older than 26h: its last refresh began 72 hours ago.',
+      keys: ['fct_lead_conversions'],
+    },
+    {
+      what: 'a history that is gone',
+      sabotage: 'delete from view_refreshes',
+      finding: 'fct_lead_conversions has not been refreshed on this server.',
+      keys: ['fct_lead_conversions'],
+    },
+  ];
+
+  test.each(cases)('$what', async ({ sabotage, finding, keys }) => {
+    await session.unsafe(sabotage);
+    const found = await doctor();
+    expect(found).toMatchObject({ code: 1, outcome: 'findings', reason: null });
+    expect(found.findings).toContainEqual({ finding, keys, remedy: expect.any(String) });
+
+    // What it says mends it.
+    for (const { remedy } of found.findings) {
+      await (remedy.startsWith(refresh)
+        ? run(database.url, 'npm run refresh', ['--force'])
+        : session.unsafe(remedy.split('; or ')[0]));
+    }
+    expect((await doctor()).findings).toEqual([]);
+  });
+});
+
+test('finds a time zone that the server does not know, with its branches', async () => {
+  await session`alter table dim_branch drop constraint dim_branch_timezone_id_check`;
+  await session`update dim_branch set timezone_id = 'Mars/Olympus' where branch_id = 'sydney'`;
+  const { findings } = await doctor();
+  expect(findings).toContainEqual({
+    finding:
+      'The server does not know the time zone Mars/Olympus of 1 branches, so that no refresh succeeds.',
+    keys: ['sydney'],
+    remedy: `update public.dim_branch set timezone_id = 'THE CURRENT NAME' where timezone_id = 'Mars/Olympus';`,
+  });
+});
+
+test('finds migrations that are missing or were changed, and mentions others', async () => {
+  await session`insert into drizzle.lead_conversions_migrations (hash, created_at) values ('x', 1)`;
+  const { findings, notes } = await doctor();
+  expect(findings).toEqual([]);
+  expect(notes).toEqual([
+    'The database has 1 migrations that this version does not know. Examine it with the version that last migrated it.',
+  ]);
+  await session`update drizzle.lead_conversions_migrations set hash = 'y'`;
+  expect((await doctor()).findings).toMatchObject([
+    {
+      finding: 'Migrations were changed after this database had them.',
+      keys: ['0000_lead_conversions'],
+    },
+  ]);
+  await session`delete from drizzle.lead_conversions_migrations`;
+  expect((await doctor()).findings).toMatchObject([
+    { finding: 'The database lacks migrations of this version.', keys: ['0000_lead_conversions'] },
+  ]);
+});
+
+test('finds a view that reads another table than is declared, and one that is missing', async () => {
+  await session`alter table dim_branch rename to dim_branch_old`;
+  await session`create table dim_branch (like dim_branch_old including all)`;
+  expect((await doctor()).findings).toContainEqual(
+    expect.objectContaining({
+      finding: expect.stringMatching(
+        /^fct_client_conversion_events does not read dim_branch\. A view goes on reading /,
+      ),
+    }),
+  );
+  await session`drop materialized view fct_lead_conversions`;
+  const { findings, notes } = await doctor();
+  expect(findings).toContainEqual(
+    expect.objectContaining({
+      finding: 'The materialized view fct_lead_conversions is missing.',
+      keys: ['fct_lead_conversions'],
+    }),
+  );
+  expect(notes).toContain('The rows were not looked at, because tables or views are missing.');
+});
+
+test('finds dead rows that no vacuum removes, and who keeps them', async () => {
+  await session.begin('isolation level repeatable read', async (reader) => {
+    await reader`select from dim_user`;
+    const [{ pid } = { pid: 0 }] = await reader<{ pid: number }[]>`select pg_backend_pid() as pid`;
+    await session`insert into dim_user (user_id) values ('new')`;
+    await session`update dim_user set name = 'Lea L.' where user_id = 'never-bought'`;
+    await session`delete from fct_credit_pack_purchases where user_id = 'several-purchases'`;
+    await run(database.url, 'npm run refresh', ['--max-loss', '100%']);
+    await sleep(1000); // until the counts of dead rows are flushed
+    const { findings } = await doctor();
+    expect(findings).toContainEqual({
+      finding: expect.stringMatching(
+        new RegExp(
+          `^fct_lead_conversions has \\d+ dead rows that no vacuum removes, because pid ${pid} \\(postgres, postgres\\.js\\) might still want to read them\\.$`,
+        ),
+      ),
+      keys: ['fct_lead_conversions'],
+      remedy: 'End what is named, then: vacuum public.fct_lead_conversions;',
+    });
+  });
+});
+
+test('mentions a grant on a view, and what its role may not look at', async () => {
+  await session`create role ${session(role)} login`;
+  try {
+    await session`grant select on fct_lead_conversions to ${session(role)}`;
+    expect(await doctor()).toEqual({
+      ...healthy,
+      notes: [
+        `Somebody has given others rights on fct_lead_conversions: select on public.fct_lead_conversions to ${role}.`,
+      ],
+    });
+    const url = new URL(database.url);
+    url.username = role;
+    const { code, findings, notes } = await doctor(url.href);
+    expect({ code, findings }).toEqual({ code: 0, findings: [] });
+    expect(notes).toContain(
+      'This role may not look at the rows of the views: permission denied for table dim_user.',
+    );
+  } finally {
+    await session`drop owned by ${session(role)}`;
+    await session`drop role ${session(role)}`;
+  }
+});
+
+test('prints a finding with its keys and what mends it', async () => {
+  await session`grant select on dim_user to public`;
+  expect(await run(database.url, 'npm run doctor')).toEqual({
+    code: 1,
+    stdout: [
+      'dim_user has grants that are not declared.\n',
+      '  select on public.dim_user to PUBLIC\n',
+      '  revoke select on public.dim_user from public;\n',
+      '1 finding.\n',
+    ].join(''),
+    stderr: '',
+  });
+});
+
+test.each([
+  ['1h', 0],
+  ['0s', 1],
+])('takes --max-age %s', async (maxAge, code) => {
+  expect(await doctor(database.url, '--max-age', maxAge)).toMatchObject({ code });
+});
+
+test('refuses an age that is none', async () => {
+  expect(await run(database.url, 'npm run doctor', ['--max-age', 'old'])).toEqual({
+    code: 1,
+    stdout: '',
+    stderr: 'invalid input syntax for type interval: "old"\n',
+  });
+});
