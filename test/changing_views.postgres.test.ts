@@ -13,6 +13,7 @@ import {
   addUserInitial,
   deriveSourceAnew,
   dropEmail,
+  laterMigration,
   retypeBranchId,
   type ScratchTree,
   scratchTree,
@@ -105,13 +106,20 @@ describe('migrating to a changed view', () => {
       users,
       {
         ...events,
-        columns: events?.columns.toSpliced(-1, 0, 'user_initial varchar COLLATE "C"'),
-        // The last two are on the last column and on the index.
-        comments: events?.comments.toSpliced(-2, 0, {
-          on: 'COLUMN',
-          name: 'user_initial',
-          text: 'First character of user_id.',
-        }),
+        columns: events?.columns.toSpliced(
+          events.columns.indexOf('first_credit_pack_source varchar'),
+          0,
+          'user_initial varchar COLLATE "C"',
+        ),
+        comments: events?.comments.toSpliced(
+          events.comments.findIndex(({ name }) => name === 'first_credit_pack_source'),
+          0,
+          {
+            on: 'COLUMN',
+            name: 'user_initial',
+            text: 'First character of user_id.',
+          },
+        ),
       },
       creditPacks,
       conversions,
@@ -496,7 +504,7 @@ describe('what others have put on a view', () => {
     expect(await result).toMatchObject({
       code: 1,
       stderr: expect.stringContaining(
-        '0001_user_initial: Nothing was migrated, because somebody has changed this meanwhile: SELECT on fct_client_conversion_events for analyst, the index late of fct_lead_conversions. Migrate again.\n',
+        `${laterMigration('user_initial')}: Nothing was migrated, because somebody has changed this meanwhile: SELECT on fct_client_conversion_events for analyst, the index late of fct_lead_conversions. Migrate again.\n`,
       ),
     });
     expect(await tree.run(urlAs('owner'), 'npm run migrate')).toMatchObject({
@@ -704,7 +712,9 @@ describe('a migration that changes tables, too', () => {
     expect(await migrated).toMatchObject({
       code: 0,
       stdout: expect.stringMatching(
-        /^0001_phone_tables: migrated, \d+ ms\n0002_phone: migrated, \d+ ms\n$/,
+        new RegExp(
+          `^${laterMigration('phone_tables')}: migrated, \\d+ ms\n${laterMigration('phone', 2)}: migrated, \\d+ ms\n$`,
+        ),
       ),
     });
     for (const loop of [reads, writes]) {
@@ -730,7 +740,7 @@ describe('a migration that changes tables, too', () => {
       await vi.waitUntil(isVacuumed, patience);
       expect(await treeOf('phone').run(urlAs('owner'), 'npm run migrate')).toMatchObject({
         code: 0,
-        stdout: expect.stringContaining('0002_phone: migrated'),
+        stdout: expect.stringContaining(`${laterMigration('phone', 2)}: migrated`),
       });
     } finally {
       await switchAutovacuum('off');

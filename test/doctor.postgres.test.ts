@@ -4,6 +4,7 @@ import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { readerRole } from '../schema/properties.ts';
 import { run } from './support/commands.ts';
 import { useServerDatabase } from './support/database.ts';
+import { landedMigrations } from './support/scratch_tree.ts';
 
 const database = useServerDatabase();
 
@@ -195,12 +196,15 @@ test('finds migrations that are missing or were changed, and mentions others', a
   expect((await doctor()).findings).toMatchObject([
     {
       finding: 'Migrations were changed after this database had them.',
-      keys: ['0000_lead_conversions'],
+      keys: landedMigrations.slice(0, 5),
     },
   ]);
   await session`delete from drizzle.lead_conversions_migrations`;
   expect((await doctor()).findings).toMatchObject([
-    { finding: 'The database lacks migrations of this version.', keys: ['0000_lead_conversions'] },
+    {
+      finding: 'The database lacks migrations of this version.',
+      keys: landedMigrations.slice(0, 5),
+    },
   ]);
 });
 

@@ -4,7 +4,14 @@ import postgres from 'postgres';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { run, start } from './support/commands.ts';
 import { useUnmigratedDatabase } from './support/database.ts';
-import { addPhone, addUserInitial, type ScratchTree, scratchTree } from './support/scratch_tree.ts';
+import {
+  addPhone,
+  addUserInitial,
+  landedMigrations,
+  laterMigration,
+  type ScratchTree,
+  scratchTree,
+} from './support/scratch_tree.ts';
 import { sessionsEnded, sessionThatRuns } from './support/sessions.ts';
 
 const unmigrated = useUnmigratedDatabase();
@@ -24,6 +31,7 @@ beforeAll(async () => {
 });
 afterAll(() => later.remove());
 
+const [laterTables, laterViews] = [laterMigration('later_tables'), laterMigration('later', 2)];
 const upToDate = 'Nothing to migrate: the database is up to date.\n';
 const migrated = (...tags: string[]) =>
   expect.stringMatching(
@@ -49,23 +57,24 @@ async function nineAtOnce(tree?: ScratchTree): Promise<string[]> {
 }
 
 describe('nine deploys at once', () => {
+  const ours = landedMigrations.map((tag) => `${tag}: migrated, N ms`);
   const idle = (count: number) => Array(count).fill(upToDate.trim());
 
   test('end with success on an empty database, which one of them migrates', async () => {
-    expect(await nineAtOnce()).toEqual(['0000_lead_conversions: migrated, N ms', ...idle(8)]);
-    expect(await records()).toHaveLength(1);
+    expect(await nineAtOnce()).toEqual([...ours, ...idle(8)]);
+    expect(await records()).toHaveLength(ours.length);
     expect(await nineAtOnce()).toEqual(idle(9));
-    expect(await records()).toHaveLength(1);
+    expect(await records()).toHaveLength(ours.length);
   });
 
   test('apply each file once where several are pending', async () => {
     const said = await nineAtOnce(later);
     expect(said.filter((line) => line !== upToDate.trim())).toEqual([
-      '0000_lead_conversions: migrated, N ms',
-      '0001_later_tables: migrated, N ms',
-      '0002_later: migrated, N ms',
+      ...ours,
+      `${laterTables}: migrated, N ms`,
+      `${laterViews}: migrated, N ms`,
     ]);
-    expect(await records()).toHaveLength(3);
+    expect(await records()).toHaveLength(ours.length + 2);
     expect(await session`select user_initial from fct_client_conversion_events`).toEqual([]);
   });
 });
@@ -80,7 +89,7 @@ describe('npm run migrate', () => {
     });
     expect(await later.run(unmigrated.url, 'npm run migrate')).toEqual({
       code: 0,
-      stdout: migrated('0001_later_tables', '0002_later'),
+      stdout: migrated(laterTables, laterViews),
       stderr: '',
     });
     const before = await records();
@@ -139,7 +148,7 @@ describe('npm run migrate', () => {
         expect(JSON.parse(stdout)).toEqual({
           outcome: 'failed',
           reason,
-          migrations: [{ migration: '0001_later_tables', durationMs: expect.any(Number) }],
+          migrations: [{ migration: laterTables, durationMs: expect.any(Number) }],
           notices: [],
           warnings: [],
           durationMs: expect.any(Number),
@@ -147,7 +156,7 @@ describe('npm run migrate', () => {
         });
         await sessionsEnded(session);
       });
-      expect(await records()).toHaveLength(2);
+      expect(await records()).toHaveLength(landedMigrations.length + 1);
     },
   );
 
@@ -201,7 +210,7 @@ describe('npm run migrate', () => {
     await session`alter database ${session(name)} set default_transaction_read_only = on`;
     expect(await run(unmigrated.url, 'npm run migrate')).toMatchObject({
       code: 0,
-      stdout: migrated('0000_lead_conversions'),
+      stdout: migrated(...landedMigrations),
     });
   });
 
@@ -219,13 +228,13 @@ describe('npm run migrate', () => {
     expect(await records()).toHaveLength(before.length + 1);
     expect(await later.run(unmigrated.url, 'npm run migrate')).toMatchObject({
       code: 0,
-      stdout: migrated('0002_later'),
+      stdout: migrated(laterViews),
     });
   });
 
   test('refuses a migration that was changed after it was applied', async () => {
     await later.run(unmigrated.url, 'npm run migrate');
-    const file = join(later.folder, 'schema/migrations/0001_later_tables.sql');
+    const file = join(later.folder, `schema/migrations/${laterTables}.sql`);
     const text = await readFile(file, 'utf8');
     await writeFile(file, `${text}-- edited\n`);
     const result = await later.run(unmigrated.url, 'npm run migrate');
@@ -234,7 +243,9 @@ describe('npm run migrate', () => {
       code: 1,
       stdout: '',
       stderr: expect.stringMatching(
-        /^0001_later_tables is not the migration that this database has had: its file has been changed since\. /,
+        new RegExp(
+          `^${laterTables} is not the migration that this database has had: its file has been changed since\\. `,
+        ),
       ),
     });
   });
@@ -243,12 +254,16 @@ describe('npm run migrate', () => {
     await later.run(unmigrated.url, 'npm run migrate');
     await session`
       delete from drizzle.lead_conversions_migrations
-      where id = (select id from drizzle.lead_conversions_migrations order by id offset 1 limit 1)`;
+      where id = (
+        select id from drizzle.lead_conversions_migrations
+        order by id
+        offset ${landedMigrations.length}
+        limit 1
+      )`;
     expect(await later.run(unmigrated.url, 'npm run migrate')).toEqual({
       code: 1,
       stdout: '',
-      stderr:
-        '0001_later_tables was never applied to this database, but is older than 0002_later. Generate it again, so that it comes last.\n',
+      stderr: `${laterTables} was never applied to this database, but is older than ${laterViews}. Generate it again, so that it comes last.\n`,
     });
   });
 

@@ -225,7 +225,7 @@ describe('npx lead-conversions', () => {
     execute(production, 'npx', ['lead-conversions', ...args], { DATABASE_URL: database.url });
 
   test('migrates, loads and refreshes a database', async () => {
-    expect(await npx('migrate')).toMatch(/^0000_lead_conversions: migrated, \d+ ms\n$/);
+    expect(await npx('migrate')).toMatch(/^(\d{4}_\w+: migrated, \d+ ms\n)+$/);
     expect(await npx('load', resolve('test/sample'))).toContain(
       'dim_user.csv: 13 rows, 13 inserted, 0 updated, 0 deleted, 0 unchanged\n',
     );

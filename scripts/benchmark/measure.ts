@@ -338,11 +338,15 @@ async function sizesOf(client: postgres.Sql): Promise<Measurements['sizes']> {
   return sizes;
 }
 
-/** Throws an Error that shows a row which only one form of a view has. */
+/** Throws an Error that shows a row which only one form of a view has, by the columns that the reference has. */
 export async function compare(client: postgres.Sql, view: string, key: string[]): Promise<void> {
+  const columns = await client<{ name: string }[]>`
+    select attname as name from pg_attribute
+    where attrelid = to_regclass(${`reference.${view}`}) and attnum > 0 and not attisdropped`;
+  const both = columns.map(({ name }) => `"${name}"`);
   const [difference] = await client.unsafe<{ ours: string | null; reference: string | null }[]>(`
     select to_jsonb(ours)::text as ours, to_jsonb(reference)::text as reference
-    from public.${view} as ours
+    from (select ${both} from public.${view}) as ours
     full join reference.${view} as reference using (${key})
     where ours is null or reference is null or not ours operator(pg_catalog.*=) reference
     limit 1`);

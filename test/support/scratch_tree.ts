@@ -1,8 +1,16 @@
 import { cp, mkdtemp, readdir, readFile, rename, rm, symlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
+import journal from '../../schema/migrations/meta/_journal.json' with { type: 'json' };
 import type { Session } from '../../views/session.ts';
 import { type Result, run } from './commands.ts';
+
+/** The migrations of this package, in their order. */
+export const landedMigrations: string[] = journal.entries.map(({ tag }) => tag);
+
+/** The name of a migration that comes so many after them. */
+export const laterMigration = (name: string, number = 1): string =>
+  `${String(landedMigrations.length + number - 1).padStart(4, '0')}_${name}`;
 
 /** A copy of this package, to change and to run its commands in. */
 export interface ScratchTree {
