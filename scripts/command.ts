@@ -55,8 +55,28 @@ export function command<Own extends Settings>(usage: Usage<Own>): Command {
   for (const option of Object.values(settings)) {
     made.addOption(option);
   }
+  made.hook('preAction', () => refuseSwallowed(name, Object.values(settings)));
   const after = [notes, example && `Example:\n  ${call} ${example}`].filter(Boolean).join('\n\n');
   return made.addHelpText('after', after && `\n${after}`);
+}
+
+/**
+ * Throws an Error if npm has taken an option for a setting of its own, as it does with all
+ * that comes before `--`, and would run the command without it. Two that npm has itself may
+ * also come from its configuration.
+ */
+function refuseSwallowed(name: string, options: Setting<unknown>[]): void {
+  const isByNpm = process.env.npm_lifecycle_event === name;
+  const swallowed = options.find(
+    ({ long }) =>
+      !['--json', '--force'].includes(long ?? '') &&
+      process.env[`npm_config_${long?.slice(2).replaceAll('-', '_')}`],
+  );
+  if (isByNpm && swallowed) {
+    throw new Error(
+      `npm has taken ${swallowed.long} for a setting of its own. Put -- before all options: npm run ${name} -- ${swallowed.long} …`,
+    );
+  }
 }
 
 /** What commander says of a wrong call, as a sentence in one line. */
@@ -329,7 +349,9 @@ async function perform<Own extends Settings, Facts extends object>(
 /** Which setting has a value that Postgres does not take, if that is what an error says. */
 function adviceOn(error: unknown, settings: Settings): string {
   const [, parameter = ''] =
-    /^invalid value for parameter "(\w+)"/.exec(String(reasonOf(error)?.message)) ?? [];
+    /^(?:invalid value|.* is outside the valid range) for parameter "(\w+)"/.exec(
+      String(reasonOf(error)?.message),
+    ) ?? [];
   const setting = Object.values(settings).find(
     ({ long }) => long === `--${parameter.replaceAll('_', '-')}`,
   );

@@ -103,6 +103,9 @@ function openServer(url: string, onNotice: (message: string) => void): Database 
   const begin = client.begin.bind(client);
   client.begin = ((work: (session: postgres.TransactionSql) => Promise<unknown>) =>
     begin((session) => unlessCut(work(session)))) as typeof client.begin;
+  /** What others have committed is seen once a lock is there, whatever the defaults of the database. */
+  const beginToLoad = <Result>(work: (session: postgres.TransactionSql) => Promise<Result>) =>
+    begin('isolation level read committed read write', (session) => unlessCut(work(session)));
   const db = drizzlePostgres(client);
   return {
     db,
@@ -112,7 +115,7 @@ function openServer(url: string, onNotice: (message: string) => void): Database 
         () =>
           knowingOutcome(
             (onDone) =>
-              client.begin(async (session) => {
+              beginToLoad(async (session) => {
                 const transaction = serverTransaction(session);
                 await transaction.query(pinSearchPath);
                 const [own] = await transaction.query(sql`select ${nameOfOwn} as name`);
@@ -151,10 +154,6 @@ function serverTransaction(session: postgres.TransactionSql): LoadTransaction {
     query: (statement) => {
       const { sql: text, params } = dialect.sqlToQuery(statement);
       return session.unsafe(text, params as string[]);
-    },
-    write: async (statement) => {
-      const { sql: text, params } = dialect.sqlToQuery(statement);
-      return (await session.unsafe(text, params as string[])).count;
     },
     copy: async (into, lines) => {
       const query = session.unsafe(copyStatement(into, 'stdin'));
@@ -198,6 +197,7 @@ export async function openPglite(
     db: drizzle(client),
     transaction: (work, signal) =>
       client.transaction(async (session) => {
+        await session.query('set transaction isolation level read committed, read write');
         const transaction = pgliteTransaction(session, signal);
         await transaction.query(pinSearchPath);
         const result = await work(transaction);
@@ -245,15 +245,13 @@ async function lockFolder(folder: string): Promise<() => void> {
 
 /** PGlite reads what is copied in into memory, as it does with all of its data. */
 function pgliteTransaction(session: PGliteTransaction, signal?: AbortSignal): LoadTransaction {
-  const run = async (statement: SQL) => {
-    await setImmediate(); // lets a signal in: PGlite works in this process, and never waits
-    signal?.throwIfAborted();
-    const { sql: text, params } = dialect.sqlToQuery(statement);
-    return await session.query<Record<string, unknown>>(text, params);
-  };
   return {
-    query: async (statement) => (await run(statement)).rows,
-    write: async (statement) => (await run(statement)).affectedRows ?? 0,
+    query: async (statement) => {
+      await setImmediate(); // lets a signal in: PGlite works in this process, and never waits
+      signal?.throwIfAborted();
+      const { sql: text, params } = dialect.sqlToQuery(statement);
+      return (await session.query<Record<string, unknown>>(text, params)).rows;
+    },
     copy: async (into, lines) => {
       const blob = await readBlob(Readable.from(lines));
       await session.query(copyStatement(into, `'/dev/blob'`), [], { blob: blob as Blob });

@@ -58,11 +58,16 @@ export const load = databaseCommand({
       onWarning: warn,
     });
     onCommit({ outcome: 'loaded', reason: null });
-    for (const { file, rows, inserted, updated, deleted } of facts.files) {
-      const unchanged = rows - inserted - updated;
-      say(
-        `${file}: ${rows} rows, ${inserted} inserted, ${updated} updated, ${deleted} deleted, ${unchanged} unchanged`,
-      );
+    for (const { file, rows, repeated, inserted, updated, deleted } of facts.files) {
+      const counts = [
+        `${rows} rows`,
+        `${inserted} inserted`,
+        `${updated} updated`,
+        ...(settings.snapshot ? [`${deleted} deleted`] : []),
+        `${Math.max(0, rows - repeated - inserted - updated)} unchanged`,
+        ...(repeated > 0 ? [`${repeated} repeated`] : []),
+      ];
+      say(`${file}: ${counts.join(', ')}`);
     }
     for (const { file, inserted, updated, deleted } of facts.files) {
       if (inserted + updated + deleted > 0) {

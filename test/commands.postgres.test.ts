@@ -202,7 +202,7 @@ describe('npm run load', () => {
     const nulls = ['--null', 'NULL', '--null', '-'];
     expect(await run(unmigrated.url, 'npm run load', [...args, ...nulls, folder])).toEqual({
       code: 0,
-      stdout: 'dim_user.csv: 1 rows, 1 inserted, 0 updated, 0 deleted, 0 unchanged\n',
+      stdout: 'dim_user.csv: 1 rows, 1 inserted, 0 updated, 0 unchanged\n',
       stderr: [
         'Warning: dim_user.csv: these columns are left out: "hat".\n',
         'Warning: Not loaded: dim_users.csv. Only files with these names are loaded: dim_branch.csv, dim_user.csv, fct_credit_pack_purchases.csv, fct_membership_purchases.csv, each also as .csv.gz.\n',
@@ -286,7 +286,16 @@ describe('npm run load', () => {
     expect(JSON.parse(stdout)).toEqual({
       outcome: 'loaded',
       reason: null,
-      files: [{ file: 'dim_user.csv', rows: 500_000, inserted: 500_000, updated: 0, deleted: 0 }],
+      files: [
+        {
+          file: 'dim_user.csv',
+          rows: 500_000,
+          repeated: 0,
+          inserted: 500_000,
+          updated: 0,
+          deleted: 0,
+        },
+      ],
       warnings: [],
       durationMs: expect.any(Number),
       retries: [expect.stringMatching(/^The connection to the database was lost /)],

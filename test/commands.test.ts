@@ -24,10 +24,10 @@ test('migrate, load and refresh take an empty database to both reports', async (
   expect(await run(url, 'npm run load', ['test/sample'])).toEqual({
     code: 0,
     stdout: [
-      'dim_branch.csv: 3 rows, 3 inserted, 0 updated, 0 deleted, 0 unchanged\n',
-      'dim_user.csv: 13 rows, 13 inserted, 0 updated, 0 deleted, 0 unchanged\n',
-      'fct_credit_pack_purchases.csv: 11 rows, 11 inserted, 0 updated, 0 deleted, 0 unchanged\n',
-      'fct_membership_purchases.csv: 11 rows, 11 inserted, 0 updated, 0 deleted, 0 unchanged\n',
+      'dim_branch.csv: 3 rows, 3 inserted, 0 updated, 0 unchanged\n',
+      'dim_user.csv: 13 rows, 13 inserted, 0 updated, 0 unchanged\n',
+      'fct_credit_pack_purchases.csv: 11 rows, 11 inserted, 0 updated, 0 unchanged\n',
+      'fct_membership_purchases.csv: 11 rows, 11 inserted, 0 updated, 0 unchanged\n',
     ].join(''),
     stderr: '',
   });

@@ -47,9 +47,16 @@ describe('loading', () => {
         ],
       }),
     ).toEqual([
-      { file: 'dim_branch.csv', rows: 1, inserted: 1, updated: 0, deleted: 0 },
-      { file: 'dim_user.csv', rows: 1, inserted: 1, updated: 0, deleted: 0 },
-      { file: 'fct_membership_purchases.csv', rows: 1, inserted: 1, updated: 0, deleted: 0 },
+      { file: 'dim_branch.csv', rows: 1, repeated: 0, inserted: 1, updated: 0, deleted: 0 },
+      { file: 'dim_user.csv', rows: 1, repeated: 0, inserted: 1, updated: 0, deleted: 0 },
+      {
+        file: 'fct_membership_purchases.csv',
+        rows: 1,
+        repeated: 0,
+        inserted: 1,
+        updated: 0,
+        deleted: 0,
+      },
     ]);
     expect(await database.db.select().from(dimBranch)).toEqual([
       {
@@ -111,6 +118,7 @@ describe('loading', () => {
     expect(await load(purchase('1.50'))).toContainEqual({
       file: 'fct_membership_purchases.csv',
       rows: 1,
+      repeated: 0,
       inserted: 0,
       updated: 1,
       deleted: 0,
@@ -123,6 +131,7 @@ describe('loading', () => {
     expect(await load(purchase('{""b"":2,"" a"":1}'))).toContainEqual({
       file: 'fct_membership_purchases.csv',
       rows: 1,
+      repeated: 0,
       inserted: 0,
       updated: 0,
       deleted: 0,
@@ -142,7 +151,7 @@ describe('loading', () => {
 
   test('loads a file with a header and no rows', async () => {
     expect(await load({ 'dim_user.csv': [users] })).toEqual([
-      { file: 'dim_user.csv', rows: 0, inserted: 0, updated: 0, deleted: 0 },
+      { file: 'dim_user.csv', rows: 0, repeated: 0, inserted: 0, updated: 0, deleted: 0 },
     ]);
   });
 
@@ -156,9 +165,9 @@ describe('loading', () => {
     const versions = sql`select xmin::text, ctid::text from ${fctMembershipPurchases}`;
     const before = await database.db.execute(versions);
     expect(await load(files)).toMatchObject([
-      { rows: 1, inserted: 0, updated: 0, deleted: 0 },
-      { rows: 1, inserted: 0, updated: 0, deleted: 0 },
-      { rows: 1, inserted: 0, updated: 0, deleted: 0 },
+      { rows: 1, repeated: 0, inserted: 0, updated: 0, deleted: 0 },
+      { rows: 1, repeated: 0, inserted: 0, updated: 0, deleted: 0 },
+      { rows: 1, repeated: 0, inserted: 0, updated: 0, deleted: 0 },
     ]);
     expect(await database.db.execute(versions)).toEqual(before);
   });
@@ -167,7 +176,9 @@ describe('loading', () => {
     await load({ 'dim_user.csv': [users, 'mia,,Mia,mia@mail.example,', 'sam,,Sam,,'] });
     expect(
       await load({ 'dim_user.csv': [users, 'mia,,,mia@gym.example,', 'sam,,Sam,,', 'zoe,,,,'] }),
-    ).toEqual([{ file: 'dim_user.csv', rows: 3, inserted: 1, updated: 1, deleted: 0 }]);
+    ).toEqual([
+      { file: 'dim_user.csv', rows: 3, repeated: 0, inserted: 1, updated: 1, deleted: 0 },
+    ]);
     expect(await storedUsers()).toMatchObject([
       { userId: 'mia', name: null, email: 'mia@gym.example' },
       { userId: 'sam', name: 'Sam' },
@@ -177,7 +188,17 @@ describe('loading', () => {
 
   test('takes the same row twice in one file as one row', async () => {
     expect(await load({ 'dim_user.csv': [users, 'mia,,Mia,,', 'mia,,Mia,,'] })).toEqual([
-      { file: 'dim_user.csv', rows: 2, inserted: 1, updated: 0, deleted: 0 },
+      { file: 'dim_user.csv', rows: 2, repeated: 1, inserted: 1, updated: 0, deleted: 0 },
+    ]);
+  });
+
+  test('counts a row that stands twice once, and tells it from those that were there', async () => {
+    await load({ 'dim_user.csv': [users, 'sam,,Sam,,'] });
+    const files = {
+      'dim_user.csv': [users, 'mia,,,,', 'sam,,Sam,,', 'mia,,,,', 'sam,,Sam,,', 'mia,,,,'],
+    };
+    expect(await load(files)).toEqual([
+      { file: 'dim_user.csv', rows: 5, repeated: 3, inserted: 1, updated: 0, deleted: 0 },
     ]);
   });
 
@@ -269,12 +290,12 @@ describe('bad input is refused, with its place', () => {
           `known,,2,,,"{""name"": ""${'x'.repeat(1001)}""}"`,
         ],
       },
-      says: `fct_membership_purchases.csv, line 3, column membership_purchase_details: ${JSON.stringify(`{"name": "${'x'.repeat(70)}`)}… must not have a name or a source that is longer than 1,000 bytes.`,
+      says: `fct_membership_purchases.csv, line 3, column membership_purchase_details: ${JSON.stringify(`{"name": "${'x'.repeat(70)}`)}... must not have a name or a source that is longer than 1,000 bytes.`,
     },
     {
       what: 'an identifier that is too long',
       files: { 'dim_user.csv': [users, 'a,,,,', `${'x'.repeat(5000)},,,,`] },
-      says: `dim_user.csv, line 3, column user_id: "${'x'.repeat(80)}"… must be at most 255 bytes long.`,
+      says: `dim_user.csv, line 3, column user_id: "${'x'.repeat(80)}"... must be at most 255 bytes long.`,
     },
     {
       what: 'a column that Postgres derives',

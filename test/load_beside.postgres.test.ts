@@ -1,6 +1,8 @@
-import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { execFile } from 'node:child_process';
+import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { promisify } from 'node:util';
 import postgres from 'postgres';
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import { startPostgres } from '../scripts/postgres_server.ts';
@@ -63,7 +65,7 @@ describe('a second load', () => {
       await waitsForTheFirst();
     });
     expect((await Promise.all(loads)).map(({ stdout }) => stdout)).toEqual([
-      'dim_user.csv: 2 rows, 2 inserted, 0 updated, 0 deleted, 0 unchanged\n',
+      'dim_user.csv: 2 rows, 2 inserted, 0 updated, 0 unchanged\n',
       'dim_user.csv: 2 rows, 1 inserted, 1 updated, 1 deleted, 0 unchanged\n',
     ]);
     expect(await names()).toEqual([
@@ -134,7 +136,7 @@ describe('beside CREATE INDEX CONCURRENTLY on an input table, a load', () => {
     });
     expect(result).toMatchObject({
       code: 0,
-      stdout: 'dim_user.csv: 1000 rows, 1000 inserted, 0 updated, 0 deleted, 0 unchanged\n',
+      stdout: 'dim_user.csv: 1000 rows, 1000 inserted, 0 updated, 0 unchanged\n',
     });
     expect(await index).toBe('created');
     expect(await isValid()).toEqual([{ indisvalid: true }]);
@@ -164,7 +166,7 @@ test('beside a long VACUUM of an input table a load goes on', async () => {
   await vi.waitUntil(isRunning, patience);
   expect(await load(await usersIn('users', ['mia']))).toMatchObject({
     code: 0,
-    stdout: 'dim_user.csv: 1 rows, 1 inserted, 0 updated, 0 deleted, 0 unchanged\n',
+    stdout: 'dim_user.csv: 1 rows, 1 inserted, 0 updated, 0 unchanged\n',
     stderr: expect.stringMatching(/^Warning: dim_user was loaded, but not vacuumed: another /),
   });
   expect(await isRunning()).toBe(true);
@@ -208,6 +210,101 @@ describe('whoever keeps a load from', () => {
     });
     expect(await names()).toEqual([{ user_id: 'mia', name: null }]);
   });
+});
+
+describe('where others write to the same tables,', () => {
+  test('a load that had to wait for them overwrites all that they have written', async () => {
+    await load(await usersIn('before', ['mia', 'sam', 'zoe'], 'Before'));
+    const path = await usersIn('after', ['mia', 'sam', 'zoe'], 'Before');
+    const file = join(path, 'dim_user.csv');
+    await writeFile(file, (await readFile(file, 'utf8')).replace('sam,,Before', 'sam,,After'));
+    const running = await session.begin(async (other) => {
+      await other`update dim_user set name = 'Other' where user_id in ('mia', 'sam')`;
+      await other`insert into dim_user (user_id) values ('zombie')`;
+      await other`delete from dim_user where user_id = 'zoe'`;
+      const started = load('--snapshot', '--max-loss', '50%', path);
+      await sessionsThatWait(session);
+      return { started };
+    });
+    expect(await running.started).toEqual({
+      code: 0,
+      stdout: 'dim_user.csv: 3 rows, 1 inserted, 2 updated, 1 deleted, 0 unchanged\n',
+      stderr: '',
+    });
+    expect(await names()).toEqual([
+      { user_id: 'mia', name: 'Before' },
+      { user_id: 'sam', name: 'After' },
+      { user_id: 'zoe', name: 'Before' },
+    ]);
+  });
+
+  test('a load that did not have to wait for them comes first', async () => {
+    const path = await usersIn('users', ['mia', 'sam'], 'File');
+    await load(path);
+    await session.begin(async (other) => {
+      await other`update dim_user set name = 'Other' where user_id = 'mia'`;
+      expect(await load(path)).toMatchObject({
+        code: 0,
+        stdout: 'dim_user.csv: 2 rows, 0 inserted, 0 updated, 2 unchanged\n',
+      });
+    });
+    expect(await names()).toEqual([
+      { user_id: 'mia', name: 'Other' },
+      { user_id: 'sam', name: 'File' },
+    ]);
+  });
+});
+
+test.each([
+  ['default_transaction_isolation', 'serializable'],
+  ['default_transaction_isolation', 'repeatable read'],
+  ['default_transaction_read_only', 'on'],
+])('a load does not go by the default of %s, %s', async (setting, value) => {
+  const [{ name } = { name: '' }] = await session<{ name: string }[]>`
+    select current_database() as name`;
+  await session`alter database ${session(name)} set ${session(setting)} = ${session.unsafe(`'${value}'`)}`;
+  expect(await load(await usersIn('users', ['mia']))).toMatchObject({ code: 0, stderr: '' });
+});
+
+test('options that npm has taken for itself are refused', async () => {
+  const path = await usersIn('users', ['mia']);
+  const npm = promisify(execFile)('npm', ['run', '--silent', 'load', path, '--snapshot'], {
+    env: { ...process.env, npm_lifecycle_event: undefined, DATABASE_URL: database.url },
+  });
+  await expect(npm).rejects.toMatchObject({
+    code: 1,
+    stderr:
+      'npm has taken --snapshot for a setting of its own. Put -- before all options: npm run load -- --snapshot …\n',
+  });
+  expect(await names()).toEqual([]);
+});
+
+test('a value that Postgres does not take is said with its option', async () => {
+  const path = await usersIn('users', ['mia']);
+  for (const args of [
+    ['--lock-timeout', '-1'],
+    ['--work-mem', 'lots'],
+  ]) {
+    expect(await load(path, ...args)).toMatchObject({
+      code: 1,
+      stderr: expect.stringContaining(`\nIt was given by ${args[0]} or LEAD_CONVERSIONS_`),
+    });
+  }
+});
+
+test('a load works in a database of another encoding', async () => {
+  const name = `latin1_${process.pid}`;
+  await session`
+    create database ${session(name)} template template0 encoding 'LATIN1' locale 'C' locale_provider libc`;
+  const url = new URL(database.url);
+  url.pathname = `/${name}`;
+  try {
+    await run(url.href, 'npm run migrate');
+    const path = await usersIn('users', ['mia'], 'Zoë');
+    expect(await run(url.href, 'npm run load', [path])).toMatchObject({ code: 0, stderr: '' });
+  } finally {
+    await session`drop database ${session(name)} with (force)`;
+  }
 });
 
 test('a load that is killed leaves nothing, and the next one succeeds', async () => {
@@ -271,6 +368,17 @@ describe('a role that loads', () => {
     expect(await loadAs('--snapshot', path)).toEqual(lacking('delete on dim_user'));
     await session`grant delete on dim_user to ${session(role)}`;
     expect(await loadAs('--snapshot', path)).toMatchObject({ code: 0 });
+  });
+
+  test('needs temporary tables', async () => {
+    const [{ name } = { name: '' }] = await session<{ name: string }[]>`
+      select current_database() as name`;
+    await session`revoke temporary on database ${session(name)} from public`;
+    expect(await loadAs(await usersIn('users', ['mia']))).toEqual({
+      code: 1,
+      stdout: '',
+      stderr: `The role ${role} may not load this. Grant it temporary on database ${name}.\n`,
+    });
   });
 
   test('from which row-level security hides rows is refused', async () => {

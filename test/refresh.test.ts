@@ -180,7 +180,7 @@ describe('input that is suddenly missing', () => {
     await db.delete(dimUser).where(inArray(dimUser.userId, ['user 7', 'user 8', 'user 9']));
     const before = await db.select().from(viewRefreshes);
     await expect(refresh()).rejects.toThrow(
-      'Nothing was refreshed, because fct_client_conversion_events would have 7 users instead of 10, a loss of 30 %. Check that the input tables are complete. If they are, allow the loss with --max-loss 100%, which is 20% now.',
+      'Nothing was refreshed, because fct_client_conversion_events would have 7 users instead of 10, a loss of 30 %. Check that the input tables are complete. If they are, allow the loss with --max-loss 100% (it is 20% now).',
     );
     expect(await rowsOf(database, fctClientConversionEvents)).toHaveLength(10);
     expect(await db.select().from(viewRefreshes)).toEqual(before);

@@ -543,7 +543,7 @@ async function guardingAgainstLoss(
     const percent = percentLost(was, was - is, maxLoss);
     if (percent !== undefined) {
       throw new Error(
-        `Nothing was refreshed, because ${getViewName(view)} would have ${is} ${of} instead of ${was}, a loss of ${percent} %. Check that the input tables are complete. If they are, allow the loss with --max-loss 100%, which is ${maxLoss}% now.`,
+        `Nothing was refreshed, because ${getViewName(view)} would have ${is} ${of} instead of ${was}, a loss of ${percent} %. Check that the input tables are complete. If they are, allow the loss with --max-loss 100% (it is ${maxLoss}% now).`,
       );
     }
   }

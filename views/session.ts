@@ -157,5 +157,7 @@ export async function cancellable<Result>(
 }
 
 /** What the driver has thrown, which Drizzle puts behind the statement that failed. */
-export const causeOf = (error: unknown): Error & { code?: string; severity?: string } =>
+export const causeOf = (
+  error: unknown,
+): Error & { code?: string; severity?: string; detail?: string } =>
   error instanceof DrizzleQueryError && error.cause ? error.cause : (error as Error);

@@ -217,6 +217,6 @@ function lostReferences(table: PgTable, { complete, incomplete }: Loading): SQL[
     );
 }
 
-/** A value as messages show it, cut where it is long. */
+/** A value as messages show it, cut where it is long. In ASCII, since the database may have another encoding. */
 const quoted = (value: SQL | ReturnType<typeof sql.identifier>): SQL =>
-  sql`to_json(left(${value}::text, 80))::text || case when length(${value}::text) > 80 then '…' else '' end`;
+  sql`to_json(left(${value}::text, 80))::text || case when length(${value}::text) > 80 then '...' else '' end`;

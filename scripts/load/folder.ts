@@ -10,10 +10,12 @@ import { describe, type Problems, problemsOf, quote } from './problems.ts';
 import { type CsvOptions, type CsvRecord, type Field, readRecords } from './records.ts';
 import { begin, explainFailure, type LoadBounds, type LoadState } from './session.ts';
 import {
+  countRecords,
   deleteLost,
   type FileLoad,
   findChanges,
   findLosses,
+  forgetFound,
   record,
   storeChanges,
 } from './store.ts';
@@ -101,29 +103,90 @@ export async function loadFolder(
       for (const warning of warningsOf(readings, others)) {
         onWarning(warning);
       }
-      const loads: FileLoad[] = [];
-      for (const file of files) {
-        onStep(file, 'compare');
-        const changes = await findChanges(transaction, file);
-        loads.push({ ...changes, deleted: losses?.get(file.table) ?? 0 });
-      }
-      const pairs = files.map((file, index) => [file, loads[index] as FileLoad] as const);
-      for (const [file, load] of pairs) {
-        onStep(file, 'store');
-        await storeChanges(transaction, file.table, load);
-      }
-      // Children first, and after all that moves to another parent has been stored.
-      for (const [{ table }, load] of pairs.toReversed()) {
-        await deleteLost(transaction, table, load);
-      }
-      for (const [{ table }, load] of pairs) {
-        await record(transaction, table, load, isSnapshot);
+      const loads = await storeAll(transaction, files, isSnapshot, maxLoss, state, losses, onStep);
+      for (const [index, { table }] of files.entries()) {
+        await record(transaction, table, loads[index] as FileLoad, isSnapshot);
       }
       return loads;
     }, options.signal);
   } catch (error) {
     throw await explainFailure(db as Session, error, state, bounds);
   }
+}
+
+/** How many times the rows are compared with the files, where others write to the tables as well. */
+const mostComparisons = 3;
+
+/**
+ * Stores what the files have, and deletes what they do not have if each is the whole of its
+ * table. Afterwards, the tables are compared with the files again, unless no transaction has
+ * ended meanwhile and no trigger or rule may have changed what was written: another session,
+ * for whose locks this one had to wait, may have changed rows that seemed to be as in the
+ * files.
+ *
+ * Throws an Error if the tables do not become what the files are.
+ */
+async function storeAll(
+  transaction: LoadTransaction,
+  files: InputFile[],
+  isSnapshot: boolean,
+  maxLoss: number,
+  { isMeddledWith }: LoadState,
+  lossesAtFirst: Map<PgTable, number> | undefined,
+  onStep: (file: InputFile, step: LoadProgress['step']) => void,
+): Promise<FileLoad[]> {
+  const loads: FileLoad[] = [];
+  for (const file of files) {
+    const counts = await countRecords(transaction, file);
+    loads.push({ file: file.name, ...counts, inserted: 0, updated: 0, deleted: 0 });
+  }
+  let losses = lossesAtFirst;
+  for (let comparison = 1; ; comparison += 1) {
+    const ended = await endedTransactions(transaction);
+    const different: PgTable[] = [];
+    for (const [index, file] of files.entries()) {
+      onStep(file, 'compare');
+      const { inserted, updated } = await findChanges(transaction, file);
+      const deleted = losses?.get(file.table) ?? 0;
+      const load = loads[index] as FileLoad;
+      Object.assign(load, {
+        inserted: load.inserted + inserted,
+        updated: load.updated + updated,
+        deleted: load.deleted + deleted,
+      });
+      if (inserted + updated + deleted > 0) {
+        different.push(file.table);
+      }
+    }
+    if (different.length > 0 && comparison === mostComparisons) {
+      throw new Error(
+        `Nothing was loaded, because ${different.map((table) => getTableName(table)).join(' and ')} did not become what the files are. Either a trigger or a rule changes what is written, which a load cannot go along with, or others write to the same rows all the time: then load again once they do not.`,
+      );
+    }
+    const changed = files.filter(({ table }) => different.includes(table));
+    for (const file of changed) {
+      onStep(file, 'store');
+      await storeChanges(transaction, file.table);
+    }
+    // Children first, and after all that moves to another parent has been stored.
+    for (const { table } of isSnapshot ? changed.toReversed() : []) {
+      await deleteLost(transaction, table);
+    }
+    const isUndisturbed = !isMeddledWith && ended === (await endedTransactions(transaction));
+    if (different.length === 0 || isUndisturbed) {
+      return loads;
+    }
+    for (const { table } of files) {
+      await forgetFound(transaction, table, isSnapshot);
+    }
+    losses = isSnapshot ? await findLosses(transaction, files, maxLoss) : undefined;
+  }
+}
+
+/** Which transactions of others had ended. As long as that is the same, none has since. */
+async function endedTransactions(transaction: LoadTransaction): Promise<string> {
+  const [current] = await transaction.query(sql`select pg_current_snapshot()::text as ended`);
+  return String(current?.ended);
 }
 
 /** Throws an Error with all that is wrong with the files, if anything is. */

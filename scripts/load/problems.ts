@@ -59,4 +59,4 @@ export function describe(all: Problems[]): string {
 
 /** A value as a message shows it, cut where it is long. */
 export const quote = (value: string): string =>
-  value.length <= 80 ? JSON.stringify(value) : `${JSON.stringify(value.slice(0, 80))}…`;
+  value.length <= 80 ? JSON.stringify(value) : `${JSON.stringify(value.slice(0, 80))}...`;

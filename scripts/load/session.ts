@@ -31,6 +31,8 @@ type Step = 'locks out other loads' | 'locks the tables' | 'writes';
 /** How far a load has come. */
 export interface LoadState {
   step?: Step;
+  /** Whether triggers or rules of others may change what is written. */
+  isMeddledWith?: boolean;
 }
 
 /**
@@ -47,7 +49,6 @@ export async function begin(
   bounds: LoadBounds,
   state: LoadState,
 ): Promise<void> {
-  await transaction.query(sql`set transaction isolation level read committed, read write`);
   await transaction.query(
     setLocally({
       lock_timeout: bounds.lockTimeout,
@@ -63,16 +64,69 @@ export async function begin(
     }),
   );
   await refuseUnmigrated(transaction);
+  await refuseOtherKinds(transaction, tables);
   await refuseUnprivileged(transaction, tables, isSnapshot);
   state.step = 'locks out other loads';
   await transaction.query(sql`lock table ${inputLoads} in share update exclusive mode`);
   state.step = 'locks the tables';
   await transaction.query(sql`lock table ${sql.join(tables, sql`, `)} in row exclusive mode`);
   state.step = 'writes';
+  state.isMeddledWith = await areMeddledWith(transaction, tables);
+}
+
+const oidsOf = (tables: PgTable[]): SQL =>
+  sql.join(
+    tables.map((table) => relationOf(getTableName(table))),
+    sql`, `,
+  );
+
+/**
+ * Throws an Error if a table is none, or has inheriting tables: their rows are read with
+ * those of the table, but ON CONFLICT does not see them.
+ */
+async function refuseOtherKinds(transaction: LoadTransaction, tables: PgTable[]): Promise<void> {
+  const [strange] = await transaction.query(sql`
+    select relname as name, relkind in ('r', 'p') as is_table
+    from pg_class
+    where oid in (${oidsOf(tables)})
+      and (
+        relkind not in ('r', 'p')
+        or relkind = 'r' and exists (select from pg_inherits where inhparent = pg_class.oid)
+      )`);
+  if (strange) {
+    throw new Error(
+      strange.is_table
+        ? `${strange.name} has inheriting tables, whose rows a load cannot tell from those of the table. Move their rows into it, and remove the inheritance: "alter table … no inherit ${strange.name}".`
+        : `${strange.name} is not a table in this database.`,
+    );
+  }
+}
+
+/** Whether others have put triggers or rules on one of the tables. */
+async function areMeddledWith(transaction: LoadTransaction, tables: PgTable[]): Promise<boolean> {
+  const [found] = await transaction.query(sql`
+    select
+      exists (
+        select from pg_trigger where tgrelid in (${oidsOf(tables)}) and not tgisinternal
+      )
+      or exists (select from pg_rewrite where ev_class in (${oidsOf(tables)})) as any`);
+  return found?.any === true;
 }
 
 /** Throws an Error that says so if a table is not there. */
 async function refuseUnmigrated(transaction: LoadTransaction): Promise<void> {
+  const [role] = await transaction.query(sql`
+    select
+      current_user as name,
+      coalesce(has_schema_privilege(to_regnamespace('public'), 'usage'), true) as may_use,
+      has_database_privilege(current_database(), 'temporary') as may_create,
+      quote_ident(current_database()) as database`);
+  if (!role?.may_use || !role.may_create) {
+    const privilege = role?.may_use
+      ? `temporary on database ${role.database}`
+      : 'usage on schema public';
+    throw new Error(`The role ${role?.name} may not load this. Grant it ${privilege}.`);
+  }
   const names = [...inputTables, inputLoads].map((table) => getTableName(table));
   const relations = await transaction.query(sql`
     select name, to_regclass(format('public.%I', name)) is not null as is_there
@@ -149,8 +203,17 @@ export async function explainFailure(
       { cause },
     );
   }
+  if (cause.code === FOREIGN_KEY_VIOLATION) {
+    return new Error(
+      `Nothing was loaded: ${[cause.message, cause.detail].filter(Boolean).join('. ')} Either a table that is none of ours refers to what --snapshot would delete, or others have written to the tables at the same moment: then load again.`,
+      { cause },
+    );
+  }
   return error;
 }
+
+/** https://www.postgresql.org/docs/16/errcodes-appendix.html */
+const FOREIGN_KEY_VIOLATION = '23503';
 
 /** Whoever has locked what a load needs, in words. */
 async function holdersInTheWay(tx: Session, step: Step): Promise<string[]> {
@@ -172,7 +235,4 @@ async function holdersInTheWay(tx: Session, step: Step): Promise<string[]> {
   return holders.map(({ holder }) => holder);
 }
 
-const inputRelations = sql.join(
-  inputTables.map((table) => relationOf(getTableName(table))),
-  sql`, `,
-);
+const inputRelations = oidsOf(inputTables);

@@ -17,6 +17,8 @@ export interface FileLoad {
   file: string;
   /** Records in the file, the header not counted. */
   rows: number;
+  /** Records that are in the file before, with the same values. */
+  repeated: number;
   /** Rows that were new to the table. */
   inserted: number;
   /** Rows whose key was there with other values. */
@@ -29,6 +31,19 @@ export interface FileLoad {
 const changedOf = (table: PgTable): SQL =>
   sql`pg_temp.${sql.identifier(`changed_${getTableName(table)}`)}`;
 
+/** Counts the records of a file, and those that are in it before. */
+export async function countRecords(
+  transaction: LoadTransaction,
+  { table }: InputFile,
+): Promise<Pick<FileLoad, 'rows' | 'repeated'>> {
+  const [counts] = await transaction.query(sql`
+    select coalesce(sum(records), 0) as rows, coalesce(sum(records - 1), 0) as repeated
+    from (
+      select count(*) as records from ${loadingOf(table)} group by ${list(keyNames(table))}
+    ) as keys`);
+  return { rows: Number(counts?.rows), repeated: Number(counts?.repeated) };
+}
+
 /**
  * Finds the rows of a file that are new or changed, in the order of their keys, and what
  * storing them will do. Rows that are in their table as they are stay untouched, and
@@ -36,8 +51,8 @@ const changedOf = (table: PgTable): SQL =>
  */
 export async function findChanges(
   transaction: LoadTransaction,
-  { table, name }: InputFile,
-): Promise<Omit<FileLoad, 'deleted'>> {
+  { table }: InputFile,
+): Promise<Pick<FileLoad, 'inserted' | 'updated'>> {
   const keys = keyNames(table);
   const others = columnNames(table).filter((column) => !keys.includes(column));
   await transaction.query(sql`
@@ -58,16 +73,10 @@ export async function findChanges(
     order by ${list(keys, 'loading')}`);
   const [counts] = await transaction.query(sql`
     select
-      (select count(*) from ${loadingOf(table)}) as rows,
       count(*) filter (where not is_known) as inserted,
       count(*) filter (where is_known) as updated
     from ${changedOf(table)}`);
-  return {
-    file: name,
-    rows: Number(counts?.rows),
-    inserted: Number(counts?.inserted),
-    updated: Number(counts?.updated),
-  };
+  return { inserted: Number(counts?.inserted), updated: Number(counts?.updated) };
 }
 
 /** The keys of the rows that a table has and its file does not. */
@@ -110,59 +119,44 @@ export async function findLosses(
   }
   if (refused.length > 0) {
     throw new Error(
-      `Nothing was loaded, because --snapshot would delete too many rows: ${refused.join('; ')}. Check that the files are complete. If they are, allow the loss with --max-loss 100%, which is ${maxLoss}% now.`,
+      `Nothing was loaded, because --snapshot would delete too many rows: ${refused.join('; ')}. Check that the files are complete. If they are, allow the loss with --max-loss 100% (it is ${maxLoss}% now).`,
     );
   }
   return losses;
 }
 
 /** Stores the rows that were found to be new or changed. */
-export async function storeChanges(
-  transaction: LoadTransaction,
-  table: PgTable,
-  { inserted, updated }: FileLoad,
-): Promise<void> {
-  if (inserted + updated === 0) {
-    return;
-  }
+export async function storeChanges(transaction: LoadTransaction, table: PgTable): Promise<void> {
   const keys = keyNames(table);
   const assignments = columnNames(table)
     .filter((column) => !keys.includes(column))
     .map((column) => sql`${sql.identifier(column)} = excluded.${sql.identifier(column)}`);
-  const stored = await transaction.write(sql`
+  await transaction.query(sql`
     insert into ${table} (${list(columnNames(table))})
     select ${list(columnNames(table))}
     from ${changedOf(table)}
     order by ${list(keys)}
     on conflict (${list(keys)}) do update
     set ${sql.join(assignments, sql`, `)}`);
-  refusePartial(table, stored, inserted + updated, 'stored');
 }
 
 /** Deletes the rows that were found to be lost. */
-export async function deleteLost(
-  transaction: LoadTransaction,
-  table: PgTable,
-  { deleted }: FileLoad,
-): Promise<void> {
-  if (deleted === 0) {
-    return;
-  }
+export async function deleteLost(transaction: LoadTransaction, table: PgTable): Promise<void> {
   const keys = keyNames(table);
   // No CTE, which Citus does not take where dim_branch is a reference table.
-  const done = await transaction.write(
+  await transaction.query(
     sql`delete from ${table} where (${list(keys)}) in (select ${list(keys)} from ${lostOf(table)})`,
   );
-  refusePartial(table, done, deleted, 'deleted');
 }
 
-/** Throws an Error if a trigger or a rule has left out rows, or added some. */
-function refusePartial(table: PgTable, done: number, wanted: number, what: string): void {
-  if (done !== wanted) {
-    throw new Error(
-      `Nothing was loaded, because ${done} instead of ${wanted} rows were ${what} in ${getTableName(table)}. Either a trigger or a rule on that table changes what is written to it, which a load cannot go along with, or others have written to it at the same moment: then load again.`,
-    );
-  }
+/** Forgets what was found, so that it can be looked for once more. */
+export async function forgetFound(
+  transaction: LoadTransaction,
+  table: PgTable,
+  isSnapshot: boolean,
+): Promise<void> {
+  const found = [changedOf(table), ...(isSnapshot ? [lostOf(table)] : [])];
+  await transaction.query(sql`drop table ${sql.join(found, sql`, `)}`);
 }
 
 /** Records what was loaded. */

@@ -10,8 +10,6 @@ import type { Problem } from './problems.ts';
 export interface LoadTransaction {
   /** Runs a statement and returns its rows. */
   query(statement: SQL): Promise<Record<string, unknown>[]>;
-  /** Runs a statement that writes, and returns how many rows it has written. */
-  write(statement: SQL): Promise<number>;
   /**
    * Runs COPY … FROM STDIN on lines in the text format. Throws what Postgres reports,
    * with `where` for the place.
