@@ -6,6 +6,7 @@ import { type PostgresServer, startPostgres } from '../scripts/postgres_server.t
 import { type Result, run, start } from './support/commands.ts';
 import { useServerDatabase } from './support/database.ts';
 import {
+  filters,
   patience,
   seenBy,
   sessionsEnded,
@@ -39,7 +40,7 @@ describe('when the process', () => {
   });
   afterEach(() => session.end());
 
-  const before = { users: 1, rows: 3, refreshes: 2 };
+  const before = { users: 1, rows: filters, refreshes: 2 };
 
   test('is killed, nothing of it is left, and the next refresh succeeds', async () => {
     await session`insert into dim_user (user_id) select generate_series(1, ${users - 1}::int)`;
@@ -51,7 +52,7 @@ describe('when the process', () => {
     expect(await leftovers(session)).toEqual([]);
     expect(await seenBy(session)).toEqual(before);
     expect(await run(database.url, 'npm run refresh')).toMatchObject({ code: 0 });
-    expect(await seenBy(session)).toEqual({ users, rows: 3 * users, refreshes: 4 });
+    expect(await seenBy(session)).toEqual({ users, rows: filters * users, refreshes: 4 });
   });
 
   test.each(['SIGTERM', 'SIGKILL'] as const)(
@@ -95,7 +96,7 @@ describe('when the process', () => {
         ],
         retries: [lost],
       });
-      expect(await seenBy(session)).toEqual({ users: 2, rows: 6, refreshes: 6 });
+      expect(await seenBy(session)).toEqual({ users: 2, rows: 2 * filters, refreshes: 6 });
       await network.close();
     });
 
@@ -137,7 +138,7 @@ describe('when the process', () => {
     await sessionsEnded(session);
     expect(await seenBy(session)).toEqual(before);
     expect(await run(database.url, 'npm run refresh')).toMatchObject({ code: 0 });
-    expect(await seenBy(session)).toEqual({ users: 2, rows: 6, refreshes: 4 });
+    expect(await seenBy(session)).toEqual({ users: 2, rows: 2 * filters, refreshes: 4 });
     hung?.process.kill('SIGKILL');
     await hung?.result;
   });
@@ -148,7 +149,7 @@ describe('when the process', () => {
     process.stdout?.destroy();
     process.stderr?.destroy();
     expect(await result).toMatchObject({ code: 0 });
-    expect(await seenBy(session)).toEqual({ users: 2, rows: 6, refreshes: 4 });
+    expect(await seenBy(session)).toEqual({ users: 2, rows: 2 * filters, refreshes: 4 });
   });
 
   test('loses its connection, it waits for the end of what it has left on the server', async () => {
@@ -183,7 +184,7 @@ describe('when the process', () => {
     const { retries } = JSON.parse(stdout);
     expect(retries[0]).toMatch(/^The connection to the database was lost /);
     expect(retries[1]).toMatch(/^Skipped: a refresh or a migration is already running \(pid /);
-    expect(await seenBy(session)).toEqual({ users: 2, rows: 6, refreshes: 4 });
+    expect(await seenBy(session)).toEqual({ users: 2, rows: 2 * filters, refreshes: 4 });
     await network.close();
   });
 });
@@ -260,9 +261,9 @@ describe('when the server', () => {
     });
     await server.start();
     expect(await leftovers(session)).toEqual([]);
-    expect(await seenBy(session)).toEqual({ users: 1, rows: 3, refreshes: 0 });
+    expect(await seenBy(session)).toEqual({ users: 1, rows: filters, refreshes: 0 });
     expect(await run(url, 'npm run refresh')).toMatchObject({ code: 0 });
-    expect(await seenBy(session)).toEqual({ users, rows: 3 * users, refreshes: 2 });
+    expect(await seenBy(session)).toEqual({ users, rows: filters * users, refreshes: 2 });
   });
 
   test('comes up in time, the refresh has waited for it, and says so', async () => {
@@ -278,7 +279,7 @@ describe('when the server', () => {
     expect(retries.length).toBeGreaterThan(0);
     expect(retries[0]).toMatch(/^The database cannot be reached: connect ECONNREFUSED /);
     expect(stderr).toContain(`${retries[0]}\nTrying again in 1 s (1 of 5).\n`);
-    expect(await seenBy(session)).toEqual({ users: 2, rows: 6, refreshes: 2 });
+    expect(await seenBy(session)).toEqual({ users: 2, rows: 2 * filters, refreshes: 2 });
   });
 
   test('is shutting down, the refresh waits for it to come up again', async () => {

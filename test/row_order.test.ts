@@ -1,14 +1,18 @@
 import { sql } from 'drizzle-orm';
 import { expect, test } from 'vitest';
 import { dimUser, fctCreditPackPurchases, fctMembershipPurchases } from '../schema/index.ts';
-import { fctClientConversionEvents, fctLeadConversions } from '../views/index.ts';
+import {
+  conversionEventFilters,
+  fctClientConversionEvents,
+  fctLeadConversions,
+} from '../views/index.ts';
 import { useDatabase } from './support/database.ts';
 
 const database = useDatabase();
 
 test.each([
   ['fct_client_conversion_events', fctClientConversionEvents, 10],
-  ['fct_lead_conversions', fctLeadConversions, 30],
+  ['fct_lead_conversions', fctLeadConversions, 10 * conversionEventFilters.length],
 ])('the rows of %s reach it in the order of their bytes', async (_, view, count) => {
   const { db } = database;
   const userIds = ['é', 'b10', 'B', 'a', 'b-1', 'Z', 'b_1', 'c', '10', '9'];

@@ -1,5 +1,9 @@
 import type postgres from 'postgres';
 import { vi } from 'vitest';
+import { conversionEventFilters } from '../../views/index.ts';
+
+/** How many rows the second view has of each user. */
+export const filters = conversionEventFilters.length;
 
 export const patience = { timeout: 30_000, interval: 20 };
 
