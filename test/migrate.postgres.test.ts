@@ -60,8 +60,9 @@ describe('nine deploys at once', () => {
   const ours = landedMigrations.map((tag) => `${tag}: migrated, N ms`);
   const idle = (count: number) => Array(count).fill(upToDate.trim());
 
-  test('end with success on an empty database, which one of them migrates', async () => {
-    expect(await nineAtOnce()).toEqual([...ours, ...idle(8)]);
+  test('end with success on an empty database, to which each file is applied once', async () => {
+    const said = await nineAtOnce();
+    expect(said.filter((line) => line !== upToDate.trim())).toEqual(ours);
     expect(await records()).toHaveLength(ours.length);
     expect(await nineAtOnce()).toEqual(idle(9));
     expect(await records()).toHaveLength(ours.length);
