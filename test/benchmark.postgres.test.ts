@@ -55,9 +55,6 @@ test('measures both forms, which agree, and leaves no database', { timeout: 180_
         expect(number, path).toBeGreaterThanOrEqual(0);
       }
     }
-    // Nothing has changed the second time, so that next to nothing is written.
-    const { 'first load': first, 'same files again': again } = loads[1]?.costs ?? {};
-    expect((again?.wal ?? Number.NaN) / (first?.wal ?? Number.NaN)).toBeLessThan(0.02);
     // Someone has bought something, so that the second view was refreshed, too.
     expect(results[1]?.ours['1 % bought'].conversions).toBeGreaterThan(
       results[1]?.ours['nothing changed'].conversions ?? Number.NaN,

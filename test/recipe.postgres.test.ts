@@ -127,6 +127,7 @@ const daysBetween = (one: string | null, other: string | null) =>
       `'MEMBERSHIP' | 'USER_CREDIT' | 'ALL' }`,
       `'MEMBERSHIP' | 'USER_CREDIT' | 'ALL' | 'NONE' }`,
     ]);
+    await tree.edit('scripts/benchmark/reference.ts', [`('ALL')) as`, `('ALL'), ('NONE')) as`]);
     await finish('none_filter');
   });
 });
