@@ -17,17 +17,41 @@ export const declaredText = (view: PgMaterializedView): string => {
 export function standalone(text: string, textsBefore: string[]): string {
   const before = viewsInOrder
     .slice(0, textsBefore.length)
-    .map((view, index) => ({ name: getViewName(view), text: textsBefore[index] ?? '' }))
-    .filter(({ name }) => referenceTo(name).test(text));
-  const body = before.reduce(
-    (changed, { name }) => changed.replaceAll(referenceTo(name), `"${name}"`),
-    text.replace(/;\s*$/, ''),
-  );
-  const ctes = before.map(({ name, text }) => `"${name}" as (\n${text}\n)`);
-  return ctes.length === 0 ? body : `with ${ctes.join(',\n')}\nselect * from (\n${body}\n) as rows`;
+    .map((view, index) => ({ name: getViewName(view), text: textsBefore[index] ?? '' }));
+  let body = text.replace(/;\s*$/, '');
+  const ctes: string[] = [];
+  for (const { name, text: textOfOther } of before) {
+    const cte = `lead_conversions_${name}`;
+    const replaced = inCode(body, (code) => replaceReferences(code, name, cte));
+    if (replaced !== body) {
+      ctes.push(`"${cte}" as (\n${textOfOther}\n)`);
+      body = replaced;
+    }
+  }
+  return ctes.length === 0
+    ? body
+    : `with ${ctes.join(',\n')}\nselect * from (\n${body}\n) as lead_conversions_rows`;
 }
 
-const referenceTo = (name: string) => new RegExp(`"?\\bpublic"?\\."?${name}\\b"?`, 'g');
+/** Changes what is code in an SQL text, and neither a comment nor a string. */
+const inCode = (text: string, change: (code: string) => string): string =>
+  text
+    .split(/('(?:[^']|'')*'|--[^\n]*|\/\*[\s\S]*?\*\/)/)
+    .map((part, index) => (index % 2 === 0 ? change(part) : part))
+    .join('');
+
+/** Has references to a view in `public` name a CTE, under the alias that they have, or the name of the view. */
+function replaceReferences(code: string, view: string, cte: string): string {
+  const name = `"?public"?\\s*\\.\\s*"?${view}\\b"?`;
+  const notAlias =
+    'on|using|where|cross|inner|left|right|full|natural|join|group|having|window|order|union|intersect|except|limit|offset|fetch|for|tablesample';
+  return code
+    .replace(new RegExp(`${name}(?=\\s*\\.)`, 'gi'), () => `"${view}"`)
+    .replace(
+      new RegExp(`${name}(\\s+(?:as\\s+)?(?!(?:${notAlias})\\b)["a-z_])?`, 'gi'),
+      (_, alias: string | undefined) => `"${cte}"${alias ?? ` as "${view}"`}`,
+    );
+}
 
 /** Runs a query that Drizzle's builder has no form for. Drivers differ in what they return. */
 export async function rowsOf<Row>(tx: Session, query: SQL): Promise<Row[]> {

@@ -20,7 +20,7 @@ export const diff = databaseCommand({
   afterwards: 'Nothing has changed.',
   work: async ({ database, settings, facts, signal, progress, say }) => {
     const limit = Number(settings.limit);
-    if (!Number.isSafeInteger(limit) || limit < 0) {
+    if (!/^\d{1,6}$/.test(settings.limit)) {
       throw new Error(`--limit is a whole number, not ${JSON.stringify(settings.limit)}.`);
     }
     facts.views = await diffViews(database.db, {
@@ -35,8 +35,9 @@ export const diff = databaseCommand({
   },
 });
 
-const isDifferent = ({ added, gone, changed, newColumns, droppedColumns }: ViewDiff): boolean =>
-  added + gone + changed + newColumns.length + droppedColumns.length > 0;
+const isDifferent = ({ added, gone, changed, ...diff }: ViewDiff): boolean =>
+  [added, gone, changed].some((count) => count > 0) ||
+  [diff.newColumns, diff.droppedColumns, diff.retypedColumns].some(({ length }) => length > 0);
 
 function describe(diff: ViewDiff): string {
   const { view, rows, declaredRows, byRefresh, columns, examples } = diff;
@@ -51,9 +52,10 @@ function describe(diff: ViewDiff): string {
     `${view}: ${rows} rows, ${declaredRows} as declared: ${counts.join(', ')}`,
     ...diff.newColumns.map((column) => `  ${column}: a new column, which is not compared`),
     ...diff.droppedColumns.map((column) => `  ${column}: a column that is not declared any more`),
+    ...diff.retypedColumns.map((column) => `  declared with another type: ${column}`),
     ...columns.map(
       ({ column, changed, byRefresh }) =>
-        `  ${column}: differs in ${changed} rows (${byRefresh} by a refresh alone)`,
+        `  ${column}: differs in ${changed} ${changed === 1 ? 'row' : 'rows'} (${byRefresh} by a refresh alone)`,
     ),
   ];
   for (const { kind, key, columns } of examples) {

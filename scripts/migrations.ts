@@ -96,11 +96,12 @@ function readMigrations(): Migration[] {
 
 /**
  * How the migrations of this version and those that a database has on record differ: what
- * it has not had yet, what was changed since it had it, and how many this version does not know.
+ * it has not had yet, what was changed since it had it, and how many it has on record, of which
+ * this version does not know some.
  */
 export async function compareMigrations(
   db: Session,
-): Promise<{ pending: string[]; changed: string[]; unknown: number }> {
+): Promise<{ pending: string[]; changed: string[]; recorded: number; unknown: number }> {
   const files = readMigrations();
   const recorded = await readRecords(db);
   const recordOf = ({ createdAt }: Migration) =>
@@ -108,6 +109,7 @@ export async function compareMigrations(
   const tagsOf = (found: Migration[]) => found.map(({ tag }) => tag);
   return {
     pending: tagsOf(files.filter((file) => !recordOf(file))),
+    recorded: recorded.length,
     changed: tagsOf(files.filter((file) => (recordOf(file)?.hash ?? file.hash) !== file.hash)),
     unknown: recorded.filter(({ createdAt }) => !files.some((file) => file.createdAt === createdAt))
       .length,

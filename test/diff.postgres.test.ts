@@ -55,10 +55,10 @@ describe('a changed rule', () => {
       code: 2,
       stdout: [
         'fct_client_conversion_events: 4 rows, 4 as declared: 1 changed (0 by a refresh alone), 0 added (0 by a refresh alone), 0 gone (0 by a refresh alone)',
-        '  client_conversion_event_id: differs in 1 rows (0 by a refresh alone)',
-        '  client_conversion_event_name: differs in 1 rows (0 by a refresh alone)',
-        '  first_user_membership_id: differs in 1 rows (0 by a refresh alone)',
-        '  first_membership_name: differs in 1 rows (0 by a refresh alone)',
+        '  client_conversion_event_id: differs in 1 row (0 by a refresh alone)',
+        '  client_conversion_event_name: differs in 1 row (0 by a refresh alone)',
+        '  first_user_membership_id: differs in 1 row (0 by a refresh alone)',
+        '  first_membership_name: differs in 1 row (0 by a refresh alone)',
         '  Example, changed: user_id "two"',
         '    client_conversion_event_id: "1" -> "2"',
         '    client_conversion_event_name: see --values',
@@ -190,6 +190,93 @@ test('a column of an input table that the database does not have yet is named', 
     stdout: '',
     stderr:
       'The declared fct_client_conversion_events reads dim_user.phone, which this database does not have yet. Compare on a copy of it that has been migrated.\n',
+  });
+});
+
+test('what a refresh would change, but otherwise than is declared, is not counted for it', async () => {
+  await session`
+    update fct_membership_purchases set membership_purchase_details = '{"name": "Weekly"}'
+    where user_id = 'one'`;
+  const { views: before } = await parsed();
+  expect(before[0]).toMatchObject({ changed: 1, byRefresh: { ...none, changed: 1 } });
+  await tree.edit('views/fct_client_conversion_events.ts', [
+    'membership_name as first_membership_name',
+    `membership_name || '!' as first_membership_name`,
+  ]);
+  const { views } = await parsed();
+  expect(views[0]).toMatchObject({ changed: 2, byRefresh: none });
+  expect(views[0].columns).toContainEqual({
+    column: 'first_membership_name',
+    changed: 2,
+    byRefresh: 0,
+  });
+});
+
+describe('the first view in the text of the second', () => {
+  test.each([
+    [
+      'in another spelling',
+      [
+        'from public.fct_client_conversion_events as',
+        'from PUBLIC . "fct_client_conversion_events" as',
+      ],
+    ],
+    [
+      'beside a CTE of its name',
+      [
+        '\nfiltered_conversions as (',
+        '\nfct_client_conversion_events as (select 1 as one from public.fct_client_conversion_events limit 1),\n\nfiltered_conversions as (',
+      ],
+    ],
+    [
+      'also in a string',
+      [
+        'order by\n    user_id asc,',
+        `order by\n    length('public.fct_client_conversion_events'),\n    user_id asc,`,
+      ],
+    ],
+  ])('is read as it is declared, %s', async (_, edit) => {
+    await changeTieRule();
+    const [from = '', to = ''] = edit;
+    await tree.edit('views/fct_lead_conversions.ts', [from, to]);
+    const { views } = await parsed();
+    expect(views[1]).toMatchObject({ ...none, changed: 2 });
+  });
+
+  test('may have columns that the database does not have yet', async () => {
+    await addUserInitial(tree);
+    await tree.edit(
+      'views/fct_lead_conversions.ts',
+      [
+        '        events.branch_id,',
+        '        coalesce(events.branch_id, events.user_initial) as branch_id,',
+      ],
+      [
+        '      fctClientConversionEvents.branchId,',
+        '      fctClientConversionEvents.branchId,\n      fctClientConversionEvents.userInitial,',
+      ],
+    );
+    const { code, views } = await parsed();
+    expect(code).toBe(2);
+    expect(views[1]).toMatchObject({ ...none, changed: 4 * filters });
+  });
+});
+
+test('a column with another type is named', async () => {
+  await tree.edit(
+    'views/fct_client_conversion_events.ts',
+    [
+      `firstMembershipName: varchar('first_membership_name')`,
+      `firstMembershipName: text('first_membership_name')`,
+    ],
+    ['membership_name as first_membership_name', 'membership_name::text as first_membership_name'],
+    ['import { varchar }', 'import { text, varchar }'],
+  );
+  const { code, views } = await parsed();
+  expect(code).toBe(2);
+  expect(views[0]).toMatchObject({
+    ...none,
+    retypedColumns: ['first_membership_name text, not varchar'],
   });
 });
 

@@ -1,9 +1,9 @@
-import { getTableName, getViewName, sql } from 'drizzle-orm';
-import { getTableConfig, type PgTable } from 'drizzle-orm/pg-core';
-import * as schema from '../../schema/index.ts';
+import { isDeepStrictEqual } from 'node:util';
+import { Column, getTableName, getViewName, is, SQL, sql } from 'drizzle-orm';
+import { getTableConfig, IndexedColumn, PgTable } from 'drizzle-orm/pg-core';
 import { readerRole } from '../../schema/properties.ts';
 import { branchesOfUnknownZones, identify } from '../../views/basis.ts';
-import { catalogView } from '../../views/catalog.ts';
+import { catalogView, declaredInputs } from '../../views/catalog.ts';
 import { fctClientConversionEvents } from '../../views/fct_client_conversion_events.ts';
 import { fctLeadConversions } from '../../views/fct_lead_conversions.ts';
 import { viewsInOrder } from '../../views/refresh.ts';
@@ -21,6 +21,7 @@ import { viewRefreshes } from '../../views/view_refreshes.ts';
 import { declaredText, rowsOf, standalone } from '../definitions.ts';
 import {
   type Comment,
+  declarations,
   declaredRelations,
   type Grant,
   type Relation,
@@ -90,22 +91,24 @@ export async function examine(session: Session, settings: Settings): Promise<Exa
       session,
       statementTimeout,
       async (tx) => {
-        await tx.execute(setLocally({ row_security: 'off' }));
+        await tx.execute(setLocally({ row_security: 'off', lock_timeout: '10s' }));
         await check(tx, report, settings);
       },
       { isolationLevel: 'repeatable read', accessMode: 'read only' },
       signal,
     );
-  await inTransaction(async (tx) => {
-    await tx.select({ interval: sql`${maxAge}::interval` }).from(once);
-  });
+  await refuseAge(session, maxAge, statementTimeout);
   const run = async (checks: Record<string, Check>) => {
     for (const [what, check] of Object.entries(checks)) {
       onCheck?.(what);
       await inTransaction(check).catch((error) => {
         const { code = '', message } = causeOf(error);
         if (code === INSUFFICIENT_PRIVILEGE) {
-          note(`This role may not look at ${what}: ${message}.`);
+          report.find(
+            `This role may not look at ${what}: ${message}.`,
+            [],
+            'Examine as a role that may: grant pg_read_all_data, pg_read_all_stats to it.',
+          );
         } else if (/^(22|42|55)\w{3}$/.test(code)) {
           report.find(
             `Postgres could not examine ${what}: ${message}.`,
@@ -118,14 +121,55 @@ export async function examine(session: Session, settings: Settings): Promise<Exa
       });
     }
   };
+  if (await isEmpty(session, statementTimeout)) {
+    report.find('The database has not been migrated.', [], 'npx lead-conversions migrate');
+    return examination;
+  }
   await run({ 'the migrations': migrations, 'the catalog': drift });
-  const isComplete = await hasAllRelations(session, statementTimeout);
-  if (isComplete) {
+  if (await hasAllRelations(session, statementTimeout)) {
     await run(checks);
   } else {
-    note('The rows were not looked at, because tables or views are missing.');
+    note('The rows were not looked at, because tables or views are missing or not populated.');
   }
   return examination;
+}
+
+/** Throws an Error that says so if a text is no age. */
+async function refuseAge(session: Session, maxAge: string, timeout: string): Promise<void> {
+  const isAge = await pinned(session, timeout, async (tx) => {
+    const [found] = await tx
+      .select({ isPositive: sql<boolean>`${maxAge}::interval >= interval '0'` })
+      .from(once);
+    return found?.isPositive === true && /[a-z]/i.test(maxAge);
+  }).catch((error) => {
+    if (/^22\w{3}$/.test(causeOf(error).code ?? '')) {
+      return false;
+    }
+    throw error;
+  });
+  if (!isAge) {
+    throw new Error(
+      `--max-age is an interval such as 26h or 2 days, not ${JSON.stringify(maxAge)}.`,
+    );
+  }
+}
+
+/** Whether a database has none of our tables and views, nor a record of migrations. */
+async function isEmpty(session: Session, statementTimeout: string): Promise<boolean> {
+  return await pinned(session, statementTimeout, async (tx) => {
+    const [found] = await tx
+      .select({
+        isEmpty: sql<boolean>`
+          not exists (select from pg_class where ${ours()})
+          and not exists (
+            select from pg_class
+            where relname = 'lead_conversions_migrations'
+              and relnamespace = to_regnamespace('drizzle')
+          )`,
+      })
+      .from(once);
+    return found?.isEmpty ?? false;
+  });
 }
 
 async function hasAllRelations(session: Session, statementTimeout: string): Promise<boolean> {
@@ -150,12 +194,16 @@ const migrations: Check = async (tx, { find, note }) => {
       areThere: sql<boolean>`to_regclass('drizzle.lead_conversions_migrations') is not null`,
     })
     .from(once);
-  if (!records?.areThere) {
-    find('The database has not been migrated.', [], 'npx lead-conversions migrate');
-    return;
-  }
-  const { pending, changed, unknown } = await compareMigrations(tx);
-  if (pending.length > 0) {
+  const { pending, changed, recorded, unknown } = records?.areThere
+    ? await compareMigrations(tx)
+    : { pending: [], changed: [], recorded: 0, unknown: 0 };
+  if (recorded === 0) {
+    find(
+      'The records of the migrations are gone, although tables or views are there.',
+      ['drizzle.lead_conversions_migrations'],
+      'Restore that table from a backup. Without it, no migration can be applied.',
+    );
+  } else if (pending.length > 0) {
     find('The database lacks migrations of this version.', pending, 'npx lead-conversions migrate');
   }
   if (changed.length > 0) {
@@ -167,7 +215,7 @@ const migrations: Check = async (tx, { find, note }) => {
   }
   if (unknown > 0) {
     note(
-      `The database has ${unknown} migrations that this version does not know. Examine it with the version that last migrated it.`,
+      `The database has migrations that this version does not know (${unknown}). Examine it with the version that last migrated it.`,
     );
   }
 };
@@ -194,6 +242,8 @@ const drift: Check = async (tx, { find, note }) => {
   await examineIndexes(tx, find);
   await examineOwners(tx, find);
   await examineConstraints(tx, find);
+  await examineColumns(tx, find);
+  await examineKinds(tx, find, note);
 };
 
 function compareColumns(declared: Relation, actual: Relation, find: Report['find']): void {
@@ -208,7 +258,8 @@ function compareColumns(declared: Relation, actual: Relation, find: Report['find
   const different = declared.columns.filter(
     (column) => !missing.includes(column) && !actual.columns.includes(column),
   );
-  const migrate = 'npx lead-conversions migrate, or the statements of its migration';
+  const migrate =
+    'npx lead-conversions migrate. If there is nothing to migrate, create the view anew with the statements of its migration.';
   if (missing.length > 0) {
     find(`${name} lacks columns that are declared.`, missing, migrate);
   }
@@ -217,7 +268,7 @@ function compareColumns(declared: Relation, actual: Relation, find: Report['find
       `${name} has columns that are not declared.`,
       extra.map(nameOf),
       kind === 'TABLE'
-        ? `alter table public.${name} ${extra.map((column) => `drop column ${nameOf(column)}`).join(', ')}; or declare them`
+        ? `alter table public.${name} ${extra.map((column) => `drop column ${quoted(nameOf(column))}`).join(', ')};`
         : migrate,
     );
   }
@@ -226,7 +277,16 @@ function compareColumns(declared: Relation, actual: Relation, find: Report['find
       const other = actual.columns.find((it) => nameOf(it) === nameOf(column));
       return `${column}, not ${other}`;
     });
-    find(`${name} has columns that are declared otherwise.`, shown, migrate);
+    const mended = different.map((column) => {
+      const quotedName = quoted(nameOf(column));
+      const [, type = '', notNull] = /^\S+ (.*?)( NOT NULL)?$/.exec(column) ?? [];
+      return `alter column ${quotedName} type ${type}, alter column ${quotedName} ${notNull ? 'set' : 'drop'} not null`;
+    });
+    find(
+      `${name} has columns that are declared otherwise.`,
+      shown,
+      kind === 'TABLE' ? `alter table public.${name} ${mended.join(', ')};` : migrate,
+    );
   }
   const isInOrder =
     kind === 'TABLE' || `${declared.columns.map(nameOf)}` === `${actual.columns.map(nameOf)}`;
@@ -250,7 +310,7 @@ function compareIndexes(
     const remedy = `${create} ${commentOn(declared, 'INDEX', index.name)}`.trim();
     if (!other) {
       find(`${declared.name} lacks the index ${index.name}.`, [index.name], remedy);
-    } else if (index.definition !== other.definition) {
+    } else if (index.definition !== (other.definition?.replace(/ WITH \(.*?\)/, '') ?? null)) {
       find(
         `The index ${index.name} of ${declared.name} is not the declared one.`,
         [index.name],
@@ -310,13 +370,15 @@ function compareGrants(
     one.role === other.role && one.privilege === other.privilege && one.column === other.column;
   const missing = declared.grants.filter((grant) => !actual.grants.some(isSame(grant)));
   const extra = actual.grants.filter((grant) => !declared.grants.some(isSame(grant)));
-  const privilege = ({ privilege, column }: Grant) =>
-    `${privilege.toLowerCase()}${column ? ` (${column})` : ''} on public.${declared.name}`;
+  const privilege = ({ privilege, column }: Grant, quote = (name: string) => name) =>
+    `${privilege.toLowerCase()}${column ? ` (${quote(column)})` : ''} on public.${declared.name}`;
   if (missing.length > 0) {
     find(
       `${declared.name} lacks grants that are declared.`,
       missing.map((grant) => `${privilege(grant)} to ${grant.role}`),
-      missing.map((grant) => `grant ${privilege(grant)} to ${grant.role};`).join(' '),
+      missing
+        .map((grant) => `grant ${privilege(grant, quoted)} to ${quoted(grant.role)};`)
+        .join(' '),
     );
   }
   const isView = declared.kind === 'MATERIALIZED VIEW';
@@ -329,7 +391,7 @@ function compareGrants(
       refused
         .map(
           (grant) =>
-            `revoke ${privilege(grant)} from ${grant.role === 'PUBLIC' ? 'public' : `"${grant.role}"`};`,
+            `revoke ${privilege(grant, quoted)} from ${grant.role === 'PUBLIC' ? 'public' : quoted(grant.role)};`,
         )
         .join(' '),
     );
@@ -342,6 +404,9 @@ function compareGrants(
   }
 }
 
+/** A name as SQL has it. */
+const quoted = (name: string): string => `"${name.replaceAll('"', '""')}"`;
+
 const names = () => JSON.stringify(declaredRelations().map(({ name }) => name));
 
 /** Our tables and views in the database. */
@@ -350,6 +415,7 @@ const ours = () =>
     and relname in (select name from json_array_elements_text(${names()}::json) as names (name))`;
 
 async function examineIndexes(tx: Session, find: Report['find']): Promise<void> {
+  await examineTableIndexes(tx, find);
   const invalid = await tx
     .select({
       name: sql<string>`(select relname from pg_class as index where index.oid = indexrelid)`,
@@ -365,6 +431,154 @@ async function examineIndexes(tx: Session, find: Report['find']): Promise<void> 
     );
   }
 }
+
+/** Keys and indexes of the tables: whether they are on the declared columns, in their order, and of all rows. */
+async function examineTableIndexes(tx: Session, find: Report['find']): Promise<void> {
+  const declared = declaredTables().flatMap((table) => {
+    const { name, columns, primaryKeys, indexes } = getTableConfig(table);
+    const own = columns.filter(({ primary }) => primary);
+    const keys = [
+      ...(own.length > 0 ? [{ name: `${name}_pkey`, columns: own }] : []),
+      ...primaryKeys.map((key) => ({ name: key.getName(), columns: key.columns })),
+    ].map((key) => ({ ...key, isPrimary: true }));
+    const others = indexes.map(({ config }) => ({
+      name: config.name ?? '',
+      columns: config.columns.filter((column) => is(column, IndexedColumn)),
+      isPrimary: false,
+    }));
+    return [...keys, ...others].map((index) => ({
+      table: name,
+      ...index,
+      columns: index.columns.map((column) => column.name ?? '').join(', '),
+    }));
+  });
+  const wrong = await tx
+    .select({
+      table: sql<string>`declared."table"`,
+      name: sql<string>`declared.name`,
+      columns: sql<string>`declared.columns`,
+      isPrimary: sql<boolean>`declared."isPrimary"`,
+    })
+    .from(sql`
+      json_to_recordset(${JSON.stringify(declared)}::json)
+        as declared ("table" text, name text, columns text, "isPrimary" boolean)
+      inner join pg_class as index
+        on index.relname = declared.name and index.relnamespace = to_regnamespace('public')
+      inner join pg_index on pg_index.indexrelid = index.oid`)
+    .where(sql`
+      indrelid is distinct from to_regclass(format('public.%I', declared."table"))
+      or indisprimary <> declared."isPrimary"
+      or indpred is not null
+      or declared.columns is distinct from (
+        select string_agg(attname, ', ' order by place)
+        from unnest(indkey::int2[]) with ordinality as keys (number, place)
+        left join pg_attribute on attrelid = indrelid and attnum = number
+      )`)
+    .orderBy(sql`declared.name`);
+  for (const { table, name, columns, isPrimary } of wrong) {
+    find(
+      `The index ${name} of ${table} is not the declared one.`,
+      [name],
+      isPrimary
+        ? `drop index public.${name}; alter table public.${table} add constraint ${name} primary key (${columns});`
+        : `drop index public.${name}; ${statementThatCreates(name, table) ?? `create index ${name} on public.${table} (${columns});`}`,
+    );
+  }
+}
+
+/** What Postgres fills in: columns that are derived, numbered or have a default. */
+async function examineColumns(tx: Session, find: Report['find']): Promise<void> {
+  const declared = declaredTables().flatMap((table) => {
+    const { name, columns } = getTableConfig(table);
+    return columns.map((column) => ({
+      table: name,
+      column: column.name,
+      generated: column.generated ? 's' : '',
+      identity: column.generatedIdentity ? 'a' : '',
+    }));
+  });
+  const wrong = await tx
+    .select({
+      table: sql<string>`declared."table"`,
+      columns: sql<string[]>`json_agg(declared."column" order by attnum)`,
+    })
+    .from(sql`
+      json_to_recordset(${JSON.stringify(declared)}::json)
+        as declared ("table" text, "column" text, generated text, identity text)
+      inner join pg_attribute
+        on attrelid = to_regclass(format('public.%I', declared."table"))
+        and attname = declared."column" and not attisdropped`)
+    .where(sql`
+      attgenerated::text <> declared.generated
+      or attidentity::text <> declared.identity
+      or (atthasdef and declared.generated = '' and attgenerated = '')`)
+    .groupBy(sql`declared."table"`)
+    .orderBy(sql`declared."table"`);
+  for (const { table, columns } of wrong) {
+    find(
+      `${table} has columns that Postgres fills in otherwise than is declared: derived, numbered or with a default.`,
+      columns,
+      `Create them anew as in the CREATE TABLE of schema/migrations, or drop their default: alter table public.${table} ${columns.map((column) => `alter column ${quoted(column)} drop default`).join(', ')};`,
+    );
+  }
+}
+
+/** Kinds of tables that hold or lose other rows than they seem to, and who meddles with them. */
+async function examineKinds(
+  tx: Session,
+  find: Report['find'],
+  note: Report['note'],
+): Promise<void> {
+  const relations = await tx
+    .select({
+      name: sql<string>`relname`,
+      isUnlogged: sql<boolean>`relpersistence <> 'p'`,
+      hasChildren: sql<boolean>`exists (select from pg_inherits where inhparent = pg_class.oid)`,
+      isPopulated: sql<boolean>`relispopulated`,
+      meddlers: sql<string[]>`(
+        select coalesce(json_agg(name order by name), '[]')
+        from (
+          select tgname as name from pg_trigger where tgrelid = pg_class.oid and not tgisinternal
+          union all
+          select rulename from pg_rewrite where ev_class = pg_class.oid and rulename <> '_RETURN'
+        ) as meddlers
+      )`,
+    })
+    .from(sql`pg_class`)
+    .where(sql`${ours()} and relkind in ('r', 'p', 'm')`)
+    .orderBy(sql`relname`);
+  for (const { name, isUnlogged, hasChildren, isPopulated, meddlers } of relations) {
+    if (!isPopulated) {
+      find(
+        `${name} is not populated, so that nobody can read it.`,
+        [name],
+        'npx lead-conversions refresh',
+      );
+    }
+    if (isUnlogged) {
+      find(
+        `${name} is unlogged: a crash of the server empties it.`,
+        [name],
+        `alter table public.${name} set logged;`,
+      );
+    }
+    if (hasChildren) {
+      find(
+        `${name} has inheriting tables, whose rows the views show as well.`,
+        [name],
+        `Move their rows into it, and remove the inheritance: alter table … no inherit public.${name};`,
+      );
+    }
+    if (meddlers.length > 0) {
+      note(`${name} has triggers or rules that are not declared: ${meddlers.join(', ')}.`);
+    }
+  }
+}
+
+const declaredTables = (): PgTable[] =>
+  Object.values(declarations).flatMap((declaration: unknown) =>
+    is(declaration, PgTable) ? [declaration] : [],
+  );
 
 async function examineOwners(tx: Session, find: Report['find']): Promise<void> {
   const history = getTableName(viewRefreshes);
@@ -383,37 +597,68 @@ async function examineOwners(tx: Session, find: Report['find']): Promise<void> {
     find(
       `Not all tables and views belong to ${owner}, who owns ${history}.`,
       others.map((relation) => `${relation.name} (${relation.owner})`),
-      others.map(({ kind, name }) => `alter ${kind} public.${name} owner to "${owner}";`).join(' '),
+      others
+        .map(({ kind, name }) => `alter ${kind} public.${name} owner to ${quoted(owner ?? '')};`)
+        .join(' '),
     );
   }
 }
 
 /** Foreign keys and CHECKs: whether they are there, and hold for all rows. */
 async function examineConstraints(tx: Session, find: Report['find']): Promise<void> {
-  const declared = Object.values(schema).flatMap((table: PgTable) => {
+  const declared = declaredTables().flatMap((table) => {
     const { name, foreignKeys, checks } = getTableConfig(table);
-    const constraints = [
-      ...foreignKeys.map((key) => key.getName()),
-      ...checks.map((it) => it.name),
-    ];
-    return constraints.map((constraint) => ({ table: name, name: constraint }));
+    const namesOf = (columns: { name: string }[]) => columns.map((column) => column.name).sort();
+    const references = foreignKeys.map((key) => ({
+      name: key.getName(),
+      kind: 'f',
+      columns: namesOf(key.reference().columns).join(', '),
+    }));
+    const rules = checks.map((rule) => ({
+      name: rule.name,
+      kind: 'c',
+      columns: [...new Set(namesOf(columnsIn(rule.value)))].join(', '),
+    }));
+    return [...references, ...rules].map((constraint) => ({ table: name, ...constraint }));
   });
   const broken = await tx
     .select({
       table: sql<string>`declared."table"`,
       name: sql<string>`declared.name`,
       isThere: sql<boolean>`pg_constraint.oid is not null`,
+      isOther: sql<boolean>`
+        pg_constraint.oid is not null
+        and (contype::text <> declared.kind or constrained.columns <> declared.columns)`,
     })
     .from(sql`
-      json_to_recordset(${JSON.stringify(declared)}::json) as declared ("table" text, name text)
+      json_to_recordset(${JSON.stringify(declared)}::json)
+        as declared ("table" text, name text, kind text, columns text)
       left join pg_constraint
         on conname = declared.name
-        and conrelid = to_regclass(format('public.%I', declared."table"))`)
-    .where(sql`pg_constraint.oid is null or not convalidated`);
-  for (const { table, name, isThere } of broken) {
+        and conrelid = to_regclass(format('public.%I', declared."table"))
+      left join lateral (
+        select coalesce(string_agg(attname, ', ' order by attname collate "C"), '') as columns
+        from pg_attribute
+        where attrelid = conrelid and attnum = any (conkey)
+      ) as constrained on true`)
+    .where(sql`
+      pg_constraint.oid is null
+      or not convalidated
+      or contype::text <> declared.kind
+      or constrained.columns <> declared.columns`)
+    .orderBy(sql`declared."table"`, sql`declared.name`);
+  for (const { table, name, isThere, isOther } of broken) {
     const relation = declaredRelations().find((it) => it.name === table);
     const comment = relation ? commentOn(relation, 'CONSTRAINT', name) : '';
     const create = statementThatCreates(name, table) ?? 'the statement of its migration';
+    if (isOther) {
+      find(
+        `The constraint ${name} of ${table} is not the declared one.`,
+        [name],
+        `alter table public.${table} drop constraint ${name}; ${create} ${comment}`.trim(),
+      );
+      continue;
+    }
     find(
       isThere
         ? `The constraint ${name} of ${table} was never checked for the rows that were there.`
@@ -425,18 +670,32 @@ async function examineConstraints(tx: Session, find: Report['find']): Promise<vo
     );
   }
   const disabled = await tx
-    .select({ table: sql<string>`relname` })
+    .select({
+      table: sql<string>`relname`,
+      triggers: sql<string[]>`json_agg(tgname order by tgname)`,
+    })
     .from(sql`pg_trigger inner join pg_class on tgrelid = pg_class.oid`)
-    .where(sql`${ours()} and tgisinternal and tgenabled = 'D'`)
-    .groupBy(sql`relname`);
+    .where(sql`${ours()} and tgisinternal and tgenabled not in ('O', 'A')`)
+    .groupBy(sql`relname`)
+    .orderBy(sql`relname`);
   if (disabled.length > 0) {
     find(
       'Foreign keys are not enforced, because their triggers are disabled.',
       disabled.map(({ table }) => table),
-      disabled.map(({ table }) => `alter table public.${table} enable trigger all;`).join(' '),
+      disabled
+        .flatMap(({ table, triggers }) =>
+          triggers.map((name) => `alter table public.${table} enable trigger ${quoted(name)};`),
+        )
+        .join(' '),
     );
   }
 }
+
+/** The columns that a fragment of SQL names. */
+const columnsIn = (fragment: SQL): { name: string }[] =>
+  fragment.queryChunks.flatMap((chunk: unknown) =>
+    is(chunk, SQL) ? columnsIn(chunk) : is(chunk, Column) ? [chunk] : [],
+  );
 
 const checks: Record<string, Check> = {
   'what the views read': async (tx, { find }) => {
@@ -447,6 +706,100 @@ const checks: Record<string, Check> = {
         }
         find(error.message, [getViewName(view)], 'See the message.');
       });
+    }
+    const texts: Record<'deployed' | 'declared', string[]> = { deployed: [], declared: [] };
+    for (const view of viewsInOrder) {
+      const name = getViewName(view);
+      const [found] = await tx
+        .select({
+          definition: sql<string>`pg_get_viewdef(oid)`,
+          owner: sql<string>`pg_get_userbyid(relowner)`,
+          hidden: sql<string[]>`(
+            select coalesce(json_agg(input order by input), '[]')
+            from json_array_elements_text(${JSON.stringify(declaredInputs(view))}::json)
+              as inputs (input)
+            where not has_table_privilege(relowner, format('public.%I', input), 'select')
+          )`,
+        })
+        .from(sql`pg_class`)
+        .where(sql`oid = to_regclass(${`public.${name}`})`);
+      if (found && found.hidden.length > 0) {
+        find(
+          `${found.owner}, who owns ${name}, may not read what it is computed from.`,
+          found.hidden,
+          `grant select on ${found.hidden.map((input) => `public.${input}`).join(', ')} to ${quoted(found.owner)};`,
+        );
+      }
+      texts.deployed.push(standalone(found?.definition ?? '', texts.deployed));
+      texts.declared.push(standalone(declaredText(view), texts.declared));
+      const plans = [];
+      for (const text of [texts.deployed.at(-1), texts.declared.at(-1)]) {
+        plans.push(await rowsOf(tx, sql.raw(`explain (verbose, costs off) ${text}`)));
+      }
+      if (!isDeepStrictEqual(plans[0], plans[1])) {
+        find(
+          `${name} is not defined as it is declared.`,
+          [name],
+          'npx lead-conversions diff shows what differs. Migrate, or create it anew with the statements of its migration.',
+        );
+        break; // those that read it differ as well
+      }
+    }
+  },
+
+  'the rows of the tables': async (tx, { find }) => {
+    for (const table of declaredTables()) {
+      const { name, foreignKeys, columns } = getTableConfig(table);
+      for (const key of foreignKeys) {
+        const { columns: own, foreignTable, foreignColumns } = key.reference();
+        const [column = '', foreign = ''] = [own[0]?.name, foreignColumns[0]?.name];
+        const [orphans] = await rowsOf<{ count: number; keys: string[] | null }>(
+          tx,
+          sql`
+            select
+              count(*)::int as count,
+              to_json((array_agg(distinct orphan.value))[1:${sql.raw(String(shownKeys))}]) as keys
+            from (
+              select ${sql.identifier(column)} as value from ${table}
+              where ${sql.identifier(column)} is not null
+                and not exists (
+                  select from ${foreignTable} as other
+                  where other.${sql.identifier(foreign)} = ${table}.${sql.identifier(column)}
+                )
+            ) as orphan`,
+        );
+        if (orphans && orphans.count > 0) {
+          find(
+            `${name} has ${orphans.count} rows whose ${column} is not in ${getTableName(foreignTable)}.`,
+            orphans.keys ?? [],
+            `Load what is missing, or delete these rows of public.${name}.`,
+          );
+        }
+      }
+      const derived = columns.flatMap((column) => {
+        const as = column.generated?.as;
+        return is(as, SQL)
+          ? [sql`${sql.identifier(column.name)} is distinct from (${as})::varchar`]
+          : [];
+      });
+      if (derived.length > 0) {
+        const [wrong] = await rowsOf<{ count: number; keys: string[] | null }>(
+          tx,
+          sql`
+            select
+              count(*)::int as count,
+              to_json((array_agg(distinct user_id))[1:${sql.raw(String(shownKeys))}]) as keys
+            from ${table}
+            where ${sql.join(derived, sql` or `)}`,
+        );
+        if (wrong && wrong.count > 0) {
+          find(
+            `${name} has ${wrong.count} rows whose name or source is not that of their details.`,
+            wrong.keys ?? [],
+            `Have Postgres derive these columns again, as in the CREATE TABLE of schema/migrations.`,
+          );
+        }
+      }
     }
   },
 
@@ -470,9 +823,9 @@ const checks: Record<string, Check> = {
   'the time zones': async (tx, { find }) => {
     for (const { zone, some, branches } of await branchesOfUnknownZones(tx)) {
       find(
-        `The server does not know the time zone ${zone} of ${branches} branches, so that no refresh succeeds.`,
+        `The server does not know the time zone ${zone} of ${branches === 1 ? '1 branch' : `${branches} branches`}, so that no refresh succeeds.`,
         some,
-        `update public.dim_branch set timezone_id = 'THE CURRENT NAME' where timezone_id = ${literal(zone)};`,
+        `update public.dim_branch set timezone_id = <the current name> where timezone_id = ${literal(zone)};`,
       );
     }
   },
@@ -491,16 +844,17 @@ const checks: Record<string, Check> = {
     };
     const users = (count: number) => (count === 1 ? '1 user' : `${count} users`);
     await listed(
-      (count) => `${events} has no row of ${users(count)} of dim_user.`,
+      (count) => `${events} has no row for ${users(count)} of dim_user.`,
       sql`select user_id from public.dim_user except select user_id from public.${sql.identifier(events)}`,
     );
     await listed(
-      (count) => `${events} has rows of ${users(count)} that dim_user does not have.`,
+      (count) => `${events} has rows for ${users(count)} that dim_user does not have.`,
       sql`select user_id from public.${sql.identifier(events)} except select user_id from public.dim_user`,
     );
     const filters = conversionEventFilters.length;
     await listed(
-      (count) => `${conversions} has not ${filters} rows, one per filter, of ${users(count)}.`,
+      (count) =>
+        `${conversions} does not have ${filters} rows, one per filter, for ${users(count)}.`,
       sql`
         select coalesce(events.user_id, counted.user_id) as user_id
         from public.${sql.identifier(events)} as events
@@ -512,7 +866,7 @@ const checks: Record<string, Check> = {
         where rows is distinct from ${filters}`,
     );
     await listed(
-      (count) => `${conversions} says under ALL something else than ${events} of ${users(count)}.`,
+      (count) => `${conversions} differs under ALL from ${events} for ${users(count)}.`,
       sql`
         select events.user_id
         from public.${sql.identifier(events)} as events
@@ -578,18 +932,25 @@ const checks: Record<string, Check> = {
     const { server } = await identify(tx);
     for (const view of viewsInOrder) {
       const name = getViewName(view);
-      const [last] = await rowsOf<{ hours: number; isOld: boolean }>(
+      const [last] = await rowsOf<{ hours: number; isOld: boolean; isAhead: boolean }>(
         tx,
         sql`
           select
             floor(date_part('epoch', now() - started_at) / 3600)::int as hours,
+            started_at > now() + interval '1 minute' as "isAhead",
             now() - started_at > ${maxAge}::interval as "isOld"
           from public.view_refreshes
           where view = ${name} and server = ${server}
           order by id desc
           limit 1`,
       );
-      if (!last || last.isOld) {
+      if (last?.isAhead) {
+        find(
+          `The last refresh of ${name} seems to have begun in the future: a clock is wrong.`,
+          [name],
+          'Set the clock of the server right, then: npx lead-conversions refresh --force',
+        );
+      } else if (!last || last.isOld) {
         find(
           last
             ? `${name} is older than ${maxAge}: its last refresh began ${last.hours} hours ago.`
