@@ -94,6 +94,7 @@ export async function loadFolder(
       }
       const onStep = ({ name, bytes }: InputFile, step: LoadProgress['step']) =>
         onProgress({ file: name, step, readBytes: bytes, totalBytes: bytes });
+      const ended = await endedTransactions(transaction);
       // A file that is cut off says more than the rows that miss what it does not have.
       const losses =
         isSnapshot && readings.every(({ problems }) => problems.total === 0)
@@ -103,7 +104,8 @@ export async function loadFolder(
       for (const warning of warningsOf(readings, others)) {
         onWarning(warning);
       }
-      const loads = await storeAll(transaction, files, isSnapshot, maxLoss, state, losses, onStep);
+      const first = { ended, losses };
+      const loads = await storeAll(transaction, files, isSnapshot, maxLoss, state, first, onStep);
       for (const [index, { table }] of files.entries()) {
         await record(transaction, table, loads[index] as FileLoad, isSnapshot);
       }
@@ -132,7 +134,7 @@ async function storeAll(
   isSnapshot: boolean,
   maxLoss: number,
   { isMeddledWith }: LoadState,
-  lossesAtFirst: Map<PgTable, number> | undefined,
+  first: { ended: string; losses: Map<PgTable, number> | undefined },
   onStep: (file: InputFile, step: LoadProgress['step']) => void,
 ): Promise<FileLoad[]> {
   const loads: FileLoad[] = [];
@@ -140,9 +142,9 @@ async function storeAll(
     const counts = await countRecords(transaction, file);
     loads.push({ file: file.name, ...counts, inserted: 0, updated: 0, deleted: 0 });
   }
-  let losses = lossesAtFirst;
+  // What had ended before the first look at the tables, that for losses included.
+  let { ended, losses } = first;
   for (let comparison = 1; ; comparison += 1) {
-    const ended = await endedTransactions(transaction);
     const different: PgTable[] = [];
     for (const [index, file] of files.entries()) {
       onStep(file, 'compare');
@@ -179,6 +181,7 @@ async function storeAll(
     for (const { table } of files) {
       await forgetFound(transaction, table, isSnapshot);
     }
+    ended = await endedTransactions(transaction);
     losses = isSnapshot ? await findLosses(transaction, files, maxLoss) : undefined;
   }
 }
