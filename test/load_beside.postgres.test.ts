@@ -1,10 +1,12 @@
-import { execFile } from 'node:child_process';
+import { execFile, execFileSync } from 'node:child_process';
 import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import postgres from 'postgres';
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
+import { openDatabase } from '../scripts/database.ts';
+import { loadFolder } from '../scripts/load/folder.ts';
 import { startPostgres } from '../scripts/postgres_server.ts';
 import { type Result, run, start } from './support/commands.ts';
 import { useServerDatabase } from './support/database.ts';
@@ -235,6 +237,39 @@ describe('where others write to the same tables,', () => {
       { user_id: 'mia', name: 'Before' },
       { user_id: 'sam', name: 'After' },
       { user_id: 'zoe', name: 'Before' },
+    ]);
+  });
+
+  test('what they commit while the files are checked is overwritten as well', async () => {
+    const path = await usersIn('users', ['mia', 'sam'], 'File');
+    await load(path);
+    const others = `
+      import postgres from 'postgres';
+      const session = postgres(process.env.DATABASE_URL);
+      await session.begin(async (other) => {
+        await other\`insert into dim_user (user_id) values ('zombie')\`;
+        await other\`update dim_user set name = 'Other' where user_id = 'mia'\`;
+      });
+      await session.end();`;
+    const opened = await openDatabase(database.url);
+    try {
+      await loadFolder(opened, path, {
+        isSnapshot: true,
+        maxLoss: '50%',
+        onProgress: ({ step }) => {
+          if (step === 'check') {
+            execFileSync(process.execPath, ['--input-type=module', '--eval', others], {
+              env: { ...process.env, DATABASE_URL: database.url },
+            });
+          }
+        },
+      });
+    } finally {
+      await opened.close();
+    }
+    expect(await names()).toEqual([
+      { user_id: 'mia', name: 'File' },
+      { user_id: 'sam', name: 'File' },
     ]);
   });
 
