@@ -5,8 +5,8 @@ import { bounds, setting } from './settings.ts';
 export const doctor = databaseCommand({
   name: 'doctor',
   description:
-    'Examines whether the database that DATABASE_URL names is as it should be: its tables and views against what is declared, its rights, and the rows of its views against the input tables. Only reads.',
-  summary: 'examines whether the database is as it should be',
+    'Checks whether the database that DATABASE_URL names matches what this version declares: its tables, views, grants, and the rows of its views. It changes nothing.',
+  summary: 'checks whether the database is as it should be',
   settings: {
     maxAge: setting('--max-age <interval>', 'how old a view may be', { preset: '26h' }),
     statementTimeout: bounds.statementTimeout,

@@ -264,7 +264,7 @@ test('finds dead rows that no vacuum removes, and who keeps them', async () => {
         ),
       ),
       keys: ['fct_lead_conversions'],
-      remedy: 'End what is named, then: vacuum public.fct_lead_conversions;',
+      remedy: 'End these sessions, then run: vacuum public.fct_lead_conversions;',
     });
   });
 });
@@ -287,7 +287,7 @@ test('mentions a grant on a view, and what its role may not look at', async () =
       finding:
         'This role may not look at the rows of the views: permission denied for table dim_user.',
       keys: [],
-      remedy: 'Examine as a role that may: grant pg_read_all_data, pg_read_all_stats to it.',
+      remedy: 'Run this as a role that has been granted pg_read_all_data and pg_read_all_stats.',
     });
     await session`grant pg_read_all_data, pg_read_all_stats to ${session(role)}`;
     expect(await doctor(url.href)).toMatchObject({ code: 0, findings: [] });
@@ -316,6 +316,19 @@ test.each([
   ['0s', 1],
 ])('takes --max-age %s', async (maxAge, code) => {
   expect(await doctor(database.url, '--max-age', maxAge)).toMatchObject({ code });
+});
+
+test('finds a check that its statement timeout was too short for, beside the others', async () => {
+  const { code, outcome, findings } = await session.begin(async (locked) => {
+    await locked`lock table fct_membership_purchases in access exclusive mode`;
+    return await doctor(database.url, '--statement-timeout', '1s');
+  });
+  expect({ code, outcome }).toEqual({ code: 1, outcome: 'findings' });
+  expect(findings).toContainEqual({
+    finding: 'The statement timeout of 1s was too short to examine a sample of users.',
+    keys: [],
+    remedy: 'Run this with a longer --statement-timeout.',
+  });
 });
 
 test('refuses an age that is none', async () => {

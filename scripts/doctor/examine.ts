@@ -12,6 +12,7 @@ import {
   INSUFFICIENT_PRIVILEGE,
   once,
   pinned,
+  QUERY_CANCELED,
   type Session,
   setLocally,
 } from '../../views/session.ts';
@@ -42,7 +43,7 @@ export interface Finding {
 
 export interface Examination {
   findings: Finding[];
-  /** What is worth knowing but no finding, and what this role may not look at, in sentences. */
+  /** What is worth knowing but is no finding, in sentences. */
   notes: string[];
 }
 
@@ -107,13 +108,19 @@ export async function examine(session: Session, settings: Settings): Promise<Exa
           report.find(
             `This role may not look at ${what}: ${message}.`,
             [],
-            'Examine as a role that may: grant pg_read_all_data, pg_read_all_stats to it.',
+            'Run this as a role that has been granted pg_read_all_data and pg_read_all_stats.',
+          );
+        } else if (code === QUERY_CANCELED && !signal?.aborted) {
+          report.find(
+            `The statement timeout of ${statementTimeout} was too short to examine ${what}.`,
+            [],
+            'Run this with a longer --statement-timeout.',
           );
         } else if (/^(22|42|55)\w{3}$/.test(code)) {
           report.find(
             `Postgres could not examine ${what}: ${message}.`,
             [],
-            'Mend the other findings, and examine again.',
+            'Fix the other findings, then run this again.',
           );
         } else {
           throw error;
@@ -230,7 +237,7 @@ const drift: Check = async (tx, { find, note }) => {
       find(
         `The ${kind.toLowerCase()} ${name} is missing.`,
         [name],
-        'Give it its name again if it was renamed. Otherwise create it with the statements of its migration.',
+        'If it was renamed, rename it back. Otherwise, create it with the statements in its migration.',
       );
       continue;
     }
@@ -518,7 +525,7 @@ async function examineColumns(tx: Session, find: Report['find']): Promise<void> 
     find(
       `${table} has columns that Postgres fills in otherwise than is declared: derived, numbered or with a default.`,
       columns,
-      `Create them anew as in the CREATE TABLE of schema/migrations, or drop their default: alter table public.${table} ${columns.map((column) => `alter column ${quoted(column)} drop default`).join(', ')};`,
+      'Recreate these columns as their migration declares them. If a column only has a default, drop that: alter table … alter column … drop default;',
     );
   }
 }
@@ -704,7 +711,7 @@ const checks: Record<string, Check> = {
         if (error.constructor !== Error) {
           throw error;
         }
-        find(error.message, [getViewName(view)], 'See the message.');
+        find(error.message, [getViewName(view)], 'Follow the advice in the finding.');
       });
     }
     const texts: Record<'deployed' | 'declared', string[]> = { deployed: [], declared: [] };
@@ -955,7 +962,7 @@ const checks: Record<string, Check> = {
         find(
           `The last refresh of ${name} seems to have begun in the future: a clock is wrong.`,
           [name],
-          'Set the clock of the server right, then: npx lead-conversions refresh --force',
+          'Correct the clock of the server, then run: npx lead-conversions refresh --force',
         );
       } else if (!last || last.isOld) {
         find(
@@ -995,7 +1002,7 @@ const checks: Record<string, Check> = {
         find(
           `${name} has ${state?.deadRows} dead rows that no vacuum removes, because ${holders.join(', ')} might still want to read them.`,
           [name],
-          `End what is named, then: vacuum public.${name};`,
+          `End these sessions, then run: vacuum public.${name};`,
         );
       }
     }
