@@ -251,7 +251,7 @@ describe('where somebody has put a trigger on a table', () => {
   afterEach(() => database.db.execute(sql`drop function public.meddle cascade`));
 
   const refused =
-    'Nothing was loaded, because dim_user did not become what the files are. Either a trigger or a rule changes what is written, which a load cannot go along with, or others write to the same rows all the time: then load again once they do not.';
+    'Nothing was loaded, because dim_user did not become what the files are. Either a trigger or a rule changes what is written, or other sessions keep writing to the same rows. Disable the trigger or rule, or load again when nobody else writes.';
 
   test('that keeps rows out, the load is refused', async () => {
     await trigger('insert', `case when new.user_id <> 'sam' then new end`);

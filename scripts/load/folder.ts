@@ -162,7 +162,7 @@ async function storeAll(
     }
     if (different.length > 0 && comparison === mostComparisons) {
       throw new Error(
-        `Nothing was loaded, because ${different.map((table) => getTableName(table)).join(' and ')} did not become what the files are. Either a trigger or a rule changes what is written, which a load cannot go along with, or others write to the same rows all the time: then load again once they do not.`,
+        `Nothing was loaded, because ${different.map((table) => getTableName(table)).join(' and ')} did not become what the files are. Either a trigger or a rule changes what is written, or other sessions keep writing to the same rows. Disable the trigger or rule, or load again when nobody else writes.`,
       );
     }
     const changed = files.filter(({ table }) => different.includes(table));

@@ -63,6 +63,7 @@ export async function begin(
       datestyle: 'ISO, YMD',
     }),
   );
+  await refuseOutsiders(transaction);
   await refuseUnmigrated(transaction);
   await refuseOtherKinds(transaction, tables);
   await refuseUnprivileged(transaction, tables, isSnapshot);
@@ -113,8 +114,8 @@ async function areMeddledWith(transaction: LoadTransaction, tables: PgTable[]): 
   return found?.any === true;
 }
 
-/** Throws an Error that says so if a table is not there. */
-async function refuseUnmigrated(transaction: LoadTransaction): Promise<void> {
+/** Throws an Error that names what this role lacks to look at tables of ours, and to create its own. */
+async function refuseOutsiders(transaction: LoadTransaction): Promise<void> {
   const [role] = await transaction.query(sql`
     select
       current_user as name,
@@ -127,6 +128,10 @@ async function refuseUnmigrated(transaction: LoadTransaction): Promise<void> {
       : 'usage on schema public';
     throw new Error(`The role ${role?.name} may not load this. Grant it ${privilege}.`);
   }
+}
+
+/** Throws an Error that says so if a table is not there. */
+async function refuseUnmigrated(transaction: LoadTransaction): Promise<void> {
   const names = [...inputTables, inputLoads].map((table) => getTableName(table));
   const relations = await transaction.query(sql`
     select name, to_regclass(format('public.%I', name)) is not null as is_there
@@ -191,7 +196,7 @@ export async function explainFailure(
   }
   if (cause.code === QUERY_CANCELED) {
     const waiting = await holders();
-    const inTheWay = waiting.length > 0 ? ` In its way: ${waiting.join(', ')}.` : '';
+    const inTheWay = waiting.length > 0 ? ` Perhaps in its way: ${waiting.join(', ')}.` : '';
     return new Error(
       `Nothing was loaded: ${cause.message}. The statement timeout was ${statementTimeout}.${inTheWay}`,
       { cause },
@@ -205,7 +210,7 @@ export async function explainFailure(
   }
   if (cause.code === FOREIGN_KEY_VIOLATION) {
     return new Error(
-      `Nothing was loaded: ${[cause.message, cause.detail].filter(Boolean).join('. ')} Either a table that is none of ours refers to what --snapshot would delete, or others have written to the tables at the same moment: then load again.`,
+      `Nothing was loaded: ${[cause.message, cause.detail].filter(Boolean).join('. ')} Either a table outside this package refers to rows that --snapshot would delete, or another session wrote to these tables at the same time. In the second case, load again.`,
       { cause },
     );
   }

@@ -17,7 +17,7 @@ export interface FileLoad {
   file: string;
   /** Records in the file, the header not counted. */
   rows: number;
-  /** Records that are in the file before, with the same values. */
+  /** Records that repeat an earlier one of the file. */
   repeated: number;
   /** Rows that were new to the table. */
   inserted: number;
@@ -31,7 +31,7 @@ export interface FileLoad {
 const changedOf = (table: PgTable): SQL =>
   sql`pg_temp.${sql.identifier(`changed_${getTableName(table)}`)}`;
 
-/** Counts the records of a file, and those that are in it before. */
+/** Counts the records of a file, and those that repeat an earlier one. */
 export async function countRecords(
   transaction: LoadTransaction,
   { table }: InputFile,
