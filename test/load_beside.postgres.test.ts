@@ -51,7 +51,9 @@ describe('a second load', () => {
   const waitsForTheFirst = () =>
     vi.waitUntil(async () => {
       const waiting = await session`
-        select from pg_locks where relation = 'input_loads'::regclass and not granted`;
+        select from pg_locks
+        where relation = 'input_loads'::regclass and not granted
+          and database = (select oid from pg_database where datname = current_database())`;
       return waiting.length > 0;
     }, patience);
 
@@ -353,6 +355,7 @@ test('a load that is killed leaves nothing, and the next one succeeds', async ()
     await session`
       select relname, 'locked' as what from pg_locks inner join pg_class on relation = pg_class.oid
       where relname ~ '^(dim_|fct_|input_)' and pid <> pg_backend_pid()
+        and database = (select oid from pg_database where datname = current_database())
       union all
       select relname, 'temporary' from pg_class where relpersistence = 't'`,
   ).toEqual([]);
