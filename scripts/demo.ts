@@ -1,33 +1,57 @@
+import { mkdtemp, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { migrate } from 'drizzle-orm/pglite/migrator';
 import { migrations } from '../schema/migrations.ts';
-import { refreshViews } from '../views/index.ts';
+import { refreshDefaults, refreshViews } from '../views/index.ts';
 import { command, runProgram } from './command.ts';
 import { openPglite } from './database.ts';
+import { gym } from './demo/gym.ts';
 import { loadFolder } from './load/folder.ts';
+import { writeReport } from './report.ts';
 import { tableOf } from './table.ts';
 
 const inProject = (path: string) => fileURLToPath(new URL(`../${path}`, import.meta.url));
 
-/** What the demo asks the views. */
+/** What the demo asks the views, in tables of at most 100 columns. */
 const questions = {
-  'What turned each lead into a client?': `
+  'How many leads became clients, by what the gym counts as a conversion?': `
+select
+    client_conversion_event_filter as filter,
+    count(*) as users,
+    count(*) filter (where lead_status = 'LEAD') as leads,
+    count(*) filter (where lead_status = 'CLIENT') as clients,
+    round(100.0 * count(*) filter (where lead_status = 'CLIENT') / count(*))
+        as percent_converted
+from fct_lead_conversions
+group by client_conversion_event_filter
+order by client_conversion_event_filter`,
+
+  'Which purchase turned each lead into a client, by what counts as a conversion?': `
 select
     user_id,
+    client_conversion_event_filter as filter,
     lead_status as status,
     client_conversion_event_type as type,
     client_conversion_event_id as id,
+    client_conversion_event_local_created_at as local_created_at
+from fct_lead_conversions
+order by user_id, client_conversion_event_filter`,
+
+  'What was it, if both kinds count?': `
+select
+    user_id,
+    client_conversion_event_type as type,
     client_conversion_event_local_created_at as local_created_at,
     client_conversion_event_name as name,
     client_conversion_event_source as source
 from fct_client_conversion_events
 order by user_id`,
 
-  'What was each user’s first membership?': `
+  'What was the first membership of each user?': `
 select
     user_id,
-    branch_id,
-    local_user_created_at,
     first_user_membership_id as membership_id,
     first_local_membership_purchased_at as local_purchased_at,
     first_membership_name as name,
@@ -44,37 +68,13 @@ select
     first_credit_pack_source as source
 from fct_client_conversion_events
 order by user_id`,
-
-  'What turned each lead into a client, for every meaning of conversion?': `
-select
-    user_id,
-    client_conversion_event_filter as filter,
-    lead_status as status,
-    client_conversion_event_type as type,
-    client_conversion_event_id as id,
-    client_conversion_event_local_created_at as local_created_at,
-    client_conversion_event_name as name,
-    client_conversion_event_source as source
-from fct_lead_conversions
-order by user_id, client_conversion_event_filter`,
-
-  'How many leads became clients, by what the gym counts as a conversion?': `
-select
-    client_conversion_event_filter as filter,
-    count(*) as users,
-    count(*) filter (where lead_status = 'CLIENT') as clients,
-    round(100.0 * count(*) filter (where lead_status = 'CLIENT') / count(*))
-        as percent_converted
-from fct_lead_conversions
-group by client_conversion_event_filter
-order by client_conversion_event_filter`,
 };
 
 const program = command({
   name: 'demo',
   isOfRepository: true,
   description:
-    'Loads the sample data into an embedded database, and shows what the two views make of it. Needs no database.',
+    'Loads the sample data into an embedded database, shows what the two views make of it, and writes the report of a made-up gym to a temporary folder. Needs no database.',
   settings: {},
 }).action(async () => {
   const database = await openPglite();
@@ -82,7 +82,8 @@ const program = command({
   await migrate(db, migrations);
   const loads = await loadFolder(database, inProject('test/sample'));
   const { views } = await refreshViews(db);
-  console.log('Loaded', loads.map(({ file, rows }) => `${rows} rows of ${file}`).join(', '));
+  const loaded = loads.map(({ file, rows }) => `${rows} ${file.replace('.csv', '')}`);
+  console.log('Loaded rows:', loaded.join(', '));
   console.log('Refreshed', views.map(({ view, rows }) => `${view} to ${rows} rows`).join(', '));
 
   for (const [question, query] of Object.entries(questions)) {
@@ -92,6 +93,22 @@ const program = command({
     const cells = rows.map((row) => columns.map((column) => row[column] as string | null));
     console.log(tableOf(columns, cells));
   }
+
+  // The made-up gym takes the place of the sample.
+  const folder = await mkdtemp(join(tmpdir(), 'lead-conversions-demo-'));
+  for (const [file, text] of Object.entries(gym())) {
+    await writeFile(join(folder, file), text);
+  }
+  await loadFolder(database, folder, { isSnapshot: true, maxLoss: '100%' });
+  await refreshViews(db, { maxLoss: '100%' });
+  const { file, figures } = await writeReport(db, {
+    ...refreshDefaults,
+    out: join(folder, 'report.html'),
+    title: 'Lead conversions of a made-up gym',
+  });
+  console.log(
+    `\nThe report of a made-up gym with ${figures.headlines[0]?.users} users. Open it in a browser:\n\n${file}`,
+  );
   await database.close();
 });
 

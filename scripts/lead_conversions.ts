@@ -5,6 +5,7 @@ import { doctor } from './doctor.ts';
 import { load } from './load.ts';
 import { migrate } from './migrate.ts';
 import { refresh } from './refresh.ts';
+import { report } from './report.ts';
 
 const program = command({
   name: programName,
@@ -17,6 +18,7 @@ const program = command({
   .addCommand(load)
   .addCommand(refresh)
   .addCommand(diff)
-  .addCommand(doctor);
+  .addCommand(doctor)
+  .addCommand(report);
 
 await runProgram(program);

@@ -1,9 +1,9 @@
-import { sql } from 'drizzle-orm';
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
 import { fctClientConversionEvents, fctLeadConversions, refreshViews } from '../views/index.ts';
 import { rowsOf, useDatabase } from './support/database.ts';
-import { clientConversionEvents, type Input, leadConversions } from './support/model.ts';
+import { inputOf, store } from './support/generated.ts';
+import { clientConversionEvents, leadConversions } from './support/model.ts';
 
 const database = useDatabase();
 
@@ -39,90 +39,16 @@ const instants = [
   '2024-11-03T06:30:00Z',
 ];
 
-const orNull = <Value>(values: fc.Arbitrary<Value>) => fc.option(values, { freq: 5 });
-const instant = orNull(fc.constantFrom(...instants));
-const text = orNull(fc.constantFrom('Monthly', '5 classes', '', 'Zoë’s "special", \\ and \n'));
-
-const input: fc.Arbitrary<Input> = fc
-  .record({
-    branchIds: fc.uniqueArray(fc.constantFrom(...identifiers), { maxLength: 4 }),
-    userIds: fc.uniqueArray(fc.constantFrom(...identifiers), { minLength: 1, maxLength: 6 }),
-  })
-  .chain(({ branchIds, userIds }) => {
-    const branchId = branchIds.length ? orNull(fc.constantFrom(...branchIds)) : fc.constant(null);
-    const purchases = fc.uniqueArray(
-      fc.record({
-        user_id: fc.constantFrom(...userIds),
-        branch_id: branchId,
-        id: fc.constantFrom(...identifiers),
-        purchased_at: instant,
-        details: orNull(fc.record({ name: text, source: text }, { requiredKeys: [] })),
-      }),
-      { selector: ({ user_id, id }) => JSON.stringify([user_id, id]), maxLength: 20 },
-    );
-    return fc.record({
-      branches: fc.tuple(
-        ...branchIds.map((branch_id) =>
-          fc.record({
-            branch_id: fc.constant(branch_id),
-            timezone_id: orNull(fc.constantFrom(...zones)),
-          }),
-        ),
-      ),
-      users: fc.tuple(
-        ...userIds.map((user_id) =>
-          fc.record({ user_id: fc.constant(user_id), branch_id: branchId, created_at: instant }),
-        ),
-      ),
-      creditPacks: purchases,
-      memberships: purchases,
-    });
-  });
-
-async function store({ branches, users, creditPacks, memberships }: Input): Promise<void> {
-  const { db } = database;
-  await db.execute(
-    sql`truncate dim_branch, dim_user, fct_credit_pack_purchases, fct_membership_purchases`,
-  );
-  const insert = async (table: string, rows: object[]) => {
-    const columns = sql.join(
-      Object.keys(rows[0] ?? {}).map((name) => sql.identifier(name)),
-      sql`, `,
-    );
-    if (rows.length > 0) {
-      await db.execute(sql`
-        insert into ${sql.identifier(table)} (${columns})
-        select ${columns} from jsonb_populate_recordset(
-          null::${sql.identifier(table)}, ${JSON.stringify(rows)}::text::jsonb
-        )`);
-    }
-  };
-  await insert('dim_branch', branches);
-  await insert('dim_user', users);
-  await insert(
-    'fct_credit_pack_purchases',
-    creditPacks.map(({ id, purchased_at, details, ...purchase }) => ({
-      ...purchase,
-      credit_pack_id: id,
-      credit_pack_purchased_at: purchased_at,
-      credit_pack_purchase_details: details,
-    })),
-  );
-  await insert(
-    'fct_membership_purchases',
-    memberships.map(({ id, purchased_at, details, ...purchase }) => ({
-      ...purchase,
-      user_membership_id: id,
-      membership_purchased_at: purchased_at,
-      membership_purchase_details: details,
-    })),
-  );
-}
+const input = inputOf({
+  ...{ identifiers, zones, instants },
+  texts: ['Monthly', '5 classes', '', 'Zoë’s "special", \\ and \n'],
+  ...{ maxBranches: 4, maxUsers: 6, maxPurchases: 20 },
+});
 
 test('both views are what the model makes of any input', async () => {
   await fc.assert(
     fc.asyncProperty(input, async (generated) => {
-      await store(generated);
+      await store(database, generated);
       await refreshViews(database.db, { maxLoss: '100%' });
       expect(await rowsOf(database, fctClientConversionEvents, 'user_id')).toEqual(
         clientConversionEvents(generated),

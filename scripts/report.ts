@@ -1,0 +1,155 @@
+import { randomUUID } from 'node:crypto';
+import { chmod, open, realpath, rename, rm, stat } from 'node:fs/promises';
+import { dirname, resolve } from 'node:path';
+import type { Session } from '../views/session.ts';
+import { databaseCommand } from './command.ts';
+import { type Figures, type FiguresOptions, readFigures } from './report/figures.ts';
+import { warningOf } from './report/wording.ts';
+import { bounds, setting } from './settings.ts';
+
+/** What --json prints of a report. */
+interface ReportFacts {
+  /** The path of the file that was written. */
+  file: string | null;
+  bytes: number | null;
+  users: number | null;
+  /** When the latest refresh began, an instant in ISO 8601. */
+  refreshedAt: string | null;
+}
+
+export const report = databaseCommand({
+  name: 'report',
+  description:
+    'Writes a page with the lead conversions of the database that DATABASE_URL names: one HTML file, which needs no other file, no server and no network, and has no data of single users. A role that has been granted lead_conversions_reader may do it.',
+  summary: 'writes a page with the figures, for people',
+  settings: {
+    out: setting('--out <file>', 'the HTML file to write, or to replace').makeOptionMandatory(),
+    branch: setting<string | undefined>('--branch <id>', 'the one branch to report on'),
+    since: setting<string | undefined>(
+      '--since <month>',
+      'leave out users who joined before this month, such as 2026-01, and compare with as many months before it',
+    ),
+    title: setting('--title <text>', 'the title of the page', { preset: 'Lead conversions' }),
+    statementTimeout: bounds.statementTimeout,
+    workMem: bounds.workMem,
+  },
+  exitCodes: { 0: 'written; figures that are older than 26 hours are a warning' },
+  example: '--out report.html --since 2026-01',
+  nothing: (): ReportFacts => ({ file: null, bytes: null, users: null, refreshedAt: null }),
+  afterwards: 'No file was written.',
+  work: async ({ database, settings, facts, signal, progress, say, warn, onCommit }) => {
+    const { figures, ...written } = await writeReport(database.db, {
+      ...settings,
+      signal,
+      onStep: (step) => progress.show(step),
+    });
+    onCommit({ outcome: 'written', reason: null });
+    const users = figures.headlines[0]?.users ?? 0;
+    Object.assign(facts, { ...written, users, refreshedAt: figures.refreshedAt });
+    const warning = warningOf(figures);
+    if (warning) {
+      warn(warning);
+    }
+    say(`${settings.out}: written, ${Math.ceil(written.bytes / 1000)} kB, ${users} users`);
+    return { outcome: 'written', reason: null };
+  },
+});
+
+interface ReportOptions extends FiguresOptions {
+  /** The path of the file to write, or to replace. */
+  out: string;
+  title: string;
+  /** Told what is being done. */
+  onStep?: (step: string) => void;
+}
+
+/**
+ * Writes the report, and returns what it shows. A file that is there is replaced once the new
+ * one is complete.
+ *
+ * Throws an Error that says what to do where the file cannot be written, a library is not
+ * installed, or the figures cannot be read. The file is as it was then.
+ */
+export async function writeReport(
+  session: Session,
+  { out, title, onStep, ...options }: ReportOptions,
+): Promise<{ file: string; bytes: number; figures: Figures }> {
+  const { pageOf } = await loadPage();
+  const target = await targetOf(out);
+  const figures = await readFigures(session, {
+    ...options,
+    onFigure: (what) => onStep?.(`reading ${what}`),
+  });
+  onStep?.('drawing');
+  const page = await pageOf(figures, title);
+  options.signal?.throwIfAborted();
+  await replace(target, page);
+  return { file: target.path, bytes: Buffer.byteLength(page), figures };
+}
+
+/**
+ * Loads what draws the page: the libraries are optional peer dependencies, which no other
+ * command needs. Throws an Error that says what to do where one of them is not installed.
+ */
+async function loadPage(): Promise<typeof import('./report/page.tsx')> {
+  try {
+    return await import('./report/page.tsx');
+  } catch (error) {
+    const { code, message } = error as NodeJS.ErrnoException;
+    const [, name] = /Cannot find (?:package|module) '([^']+)'/.exec(message) ?? [];
+    if (code !== 'ERR_MODULE_NOT_FOUND' || name?.startsWith('.')) {
+      throw error;
+    }
+    throw new Error(
+      `The report needs ${name}, which is not installed. Install all that it needs with "npm install vega@6 vega-lite@6 preact@11 preact-render-to-string@6".`,
+      { cause: error },
+    );
+  }
+}
+
+interface Target {
+  /** Its path, without symbolic links. */
+  path: string;
+  /** The permissions of the file that is replaced. */
+  mode: number | undefined;
+}
+
+/** Where to write. Throws an Error where that cannot be a file. */
+async function targetOf(out: string): Promise<Target> {
+  const path = resolve(out);
+  const folder = await realpath(dirname(path)).catch(() => undefined);
+  if (out.trim() === '' || folder === undefined) {
+    throw new Error(`--out ${JSON.stringify(out)} is in no folder. Create the folder first.`);
+  }
+  const found = await stat(path).catch((error: NodeJS.ErrnoException) =>
+    error.code === 'ENOENT' ? undefined : Promise.reject(error),
+  );
+  if (found && !found.isFile()) {
+    throw new Error(`--out ${JSON.stringify(out)} is not a file. Name the HTML file to write.`);
+  }
+  return { path: found ? await realpath(path) : path, mode: found && found.mode & 0o777 };
+}
+
+/**
+ * Writes a file under another name beside the old one, and gives it that name then: whoever
+ * reads the old one meanwhile reads all of it.
+ */
+async function replace({ path, mode }: Target, text: string): Promise<void> {
+  const temporary = `${path}.${randomUUID()}.tmp`;
+  try {
+    const file = await open(temporary, 'wx');
+    try {
+      await file.writeFile(text);
+      await file.sync();
+    } finally {
+      await file.close();
+    }
+    if (mode !== undefined) {
+      await chmod(temporary, mode);
+    }
+    await rename(temporary, path);
+  } catch (error) {
+    await rm(temporary, { force: true });
+    throw error;
+  }
+}

@@ -1,0 +1,617 @@
+import { eq, getViewName, type SQL, sql } from 'drizzle-orm';
+import { PgDialect } from 'drizzle-orm/pg-core';
+import { dimBranch } from '../../schema/dim_branch.ts';
+import { readerRole } from '../../schema/properties.ts';
+import { missing } from '../../views/catalog.ts';
+import { fctLeadConversions } from '../../views/fct_lead_conversions.ts';
+import { pinned, type Session, setLocally } from '../../views/session.ts';
+import {
+  type ConversionEventFilter,
+  type ConversionEventType,
+  conversionEventFilters,
+} from '../../views/values.ts';
+
+/** A month, as its number of months since the beginning of the year 0. */
+export type Month = number;
+
+/** The users of one filter, and how many of them have converted. */
+interface Counts {
+  users: number;
+  clients: number;
+}
+
+export interface Headline extends Counts {
+  filter: ConversionEventFilter;
+  /** Users who have not converted. */
+  leads: number;
+  /** Clients who bought on a day before the one on which they joined. */
+  beforeJoining: number;
+  /** Clients of whom the day of joining or of the conversion is not known. */
+  withoutDays: number;
+  /** Days from joining to conversion: half of the clients took at most that many. NULL without clients. */
+  medianDays: number | null;
+  /** The same for nine in ten. */
+  p90Days: number | null;
+}
+
+export interface MonthCounts extends Counts {
+  filter: ConversionEventFilter;
+  /** The month of joining. Null where it is not known. */
+  month: Month | null;
+}
+
+/** Clients by what they bought: by a source or by a product. */
+export interface Bought {
+  filter: ConversionEventFilter;
+  type: ConversionEventType;
+  /** The place of the source or product, from 1; the rest has one place after all others. */
+  rank: number;
+  /** The name of the source or product. Null where there is none, and for the rest. */
+  name: string | null;
+  clients: number;
+}
+
+export interface Speed {
+  filter: ConversionEventFilter;
+  type: ConversionEventType;
+  /** Which of `spans` the days since joining fall into, from 1. */
+  span: number;
+  clients: number;
+}
+
+export interface CohortCell {
+  filter: ConversionEventFilter;
+  month: Month;
+  /** Months from the one of joining to the one of conversion, at most `cohortMonths` + 1. */
+  monthsUntil: number;
+  clients: number;
+}
+
+export interface BranchCounts extends Counts {
+  filter: ConversionEventFilter;
+  branchId: string | null;
+  name: string | null;
+  city: string | null;
+  medianDays: number | null;
+}
+
+export interface Figures {
+  /** The branch that is reported on, if it is one. */
+  branch: { branchId: string; name: string | null } | null;
+  /** The month of joining of the first users who are reported on. Null for all users. */
+  since: Month | null;
+  /** The instant at which the latest refresh began, in ISO 8601. Null if there was none. */
+  refreshedAt: string | null;
+  /** How long ago that was. */
+  hoursOld: number | null;
+  /** The local day of the latest joining or conversion in all branches, no later than the refresh. */
+  until: string | null;
+  /** Users who are left out, because it is not known whether they joined since that month. */
+  withoutJoining: number;
+  /** One for each filter that is declared, in that order. */
+  headlines: Headline[];
+  /** Those of all users of the branch, whenever they joined. */
+  everybody: Headline[];
+  /** Those of as many months before `since`, up to `to`. Null where the data begin later. */
+  before: { from: Month; to: Month; headlines: Headline[] } | null;
+  months: MonthCounts[];
+  sources: Bought[];
+  products: Bought[];
+  speeds: Speed[];
+  cohorts: CohortCell[];
+  branches: BranchCounts[];
+  /** The SQL that has given each of these. */
+  queries: Record<Query, string>;
+}
+
+export type Query =
+  | 'refresh'
+  | 'period'
+  | 'headlines'
+  | 'months'
+  | 'sources'
+  | 'products'
+  | 'speeds'
+  | 'cohorts'
+  | 'branches';
+
+/** How many sources and products are named. */
+export const shownNames = 10;
+
+/** How many months after that of joining a cohort is followed. */
+export const cohortMonths = 12;
+
+/** Where the spans of days since joining begin. */
+export const spans = [0, 1, 8, 31, 91, 181, 366] as const;
+
+export interface FiguresOptions {
+  /** The identifier of the one branch to report on. All of them if undefined. */
+  branch?: string | undefined;
+  /** The month of joining of the first users to report on, `YYYY-MM`. All users if undefined. */
+  since?: string | undefined;
+  statementTimeout: string;
+  workMem: string;
+  signal?: AbortSignal;
+  /** Told which figure is being computed. */
+  onFigure?: (figure: string) => void;
+}
+
+/** Whose conversions are counted. */
+interface Scope {
+  branch?: string | undefined;
+  from?: Month | null;
+  /** The last month of joining. */
+  to?: Month | undefined;
+}
+
+/**
+ * Computes what the report shows, in one snapshot of a transaction that only reads. All of
+ * it comes from fct_lead_conversions, view_refreshes and what names a branch in dim_branch,
+ * so a member of lead_conversions_reader may do this.
+ *
+ * Throws an Error that says what to do where an option is none, the view is missing, has not
+ * been populated, or does not have the same users under each filter that is declared.
+ */
+export async function readFigures(session: Session, options: FiguresOptions): Promise<Figures> {
+  const { branch: branchId, statementTimeout, workMem, signal, onFigure } = options;
+  const since = options.since === undefined ? null : monthGiven(options.since);
+  const work = async (tx: Session): Promise<Figures> => {
+    await tx.execute(setLocally({ work_mem: workMem, row_security: 'off', jit: 'off' }));
+    await lookUp(tx);
+    const read = async <Result>(what: string, query: SQL): Promise<Result[]> => {
+      onFigure?.(what);
+      const rows = await tx
+        .select({ row: sql<Row>`to_json(figure)` })
+        .from(sql`(${query}) as figure`);
+      return rows.map(({ row }) => rowOf<Result>(row));
+    };
+    const scope: Scope = { branch: branchId, from: since };
+    const branch = branchId === undefined ? null : await branchOf(tx, branchId);
+    const [refresh] = await read<Refresh>('the latest refresh', latestRefresh);
+    const refreshedAt = refresh?.startedAt ?? null;
+    const queries = {
+      refresh: latestRefresh,
+      period: periodOf(refreshedAt, scope),
+      headlines: headlinesOf(scope),
+      months: monthsOf(scope),
+      sources: sourcesOf(scope),
+      products: productsOf(scope),
+      speeds: speedsOf(scope),
+      cohorts: cohortsOf(scope),
+      branches: branchesOf(scope),
+    };
+    const [period] = await read<Period>('the days of the data', queries.period);
+    const { until = null, firstMonth = null, withoutJoining = 0 } = period ?? {};
+    const headlines = await read<Headline>('the headline figures', queries.headlines);
+    refuseUnequal(headlines);
+    const everybody =
+      since === null
+        ? headlines
+        : await read<Headline>('all users', headlinesOf({ branch: branchId }));
+    const window = monthsBefore(since, monthOf(until), firstMonth);
+    const before = window
+      ? await read<Headline>('the months before', headlinesOf({ branch: branchId, ...window }))
+      : [];
+    return {
+      branch,
+      since,
+      refreshedAt,
+      hoursOld: refresh?.hoursOld ?? null,
+      until,
+      withoutJoining: since === null ? 0 : withoutJoining,
+      headlines: conversionEventFilters.map((filter) => of(filter, headlines) ?? noUsers(filter)),
+      everybody,
+      before: window && before.length > 0 ? { ...window, headlines: before } : null,
+      months: await read('the months', queries.months),
+      sources: await read('the sources', queries.sources),
+      products: await read('the products', queries.products),
+      speeds: await read('the days until conversion', queries.speeds),
+      cohorts: await read('the cohorts', queries.cohorts),
+      branches: await read('the branches', queries.branches),
+      queries: Object.fromEntries(
+        Object.entries(queries).map(([figure, query]) => [figure, textOf(query)]),
+      ) as Figures['queries'],
+    };
+  };
+  return await pinned(
+    session,
+    statementTimeout,
+    work,
+    { isolationLevel: 'repeatable read', accessMode: 'read only' },
+    signal,
+  );
+}
+
+/** The one of some figures that is of a filter. */
+const of = <Figure extends { filter: ConversionEventFilter }>(
+  filter: ConversionEventFilter,
+  figures: Figure[],
+): Figure | undefined => figures.find((figure) => figure.filter === filter);
+
+interface Refresh {
+  startedAt: string;
+  hoursOld: number;
+}
+
+interface Period {
+  until: string | null;
+  firstMonth: Month | null;
+  withoutJoining: number;
+}
+
+const dialect = new PgDialect();
+
+/** A query as people may run it. */
+const textOf = (query: SQL): string => dialect.sqlToQuery(sql`${query}`.inlineParams()).sql.trim();
+
+const view = getViewName(fctLeadConversions);
+
+/** Throws an Error that says what to do where the view cannot be read. */
+async function lookUp(tx: Session): Promise<void> {
+  const [found] = await tx
+    .select({
+      isPopulated: sql<boolean>`relispopulated`,
+      isReadable: sql<boolean>`has_table_privilege(oid, 'select')`,
+      role: sql<string>`current_user`,
+    })
+    .from(sql`pg_class`)
+    .where(sql`oid = to_regclass(${`public.${view}`}) and relkind = 'm'`);
+  if (!found) {
+    throw missing(view, undefined);
+  }
+  if (!found.isReadable) {
+    throw new Error(
+      `The role ${found.role} may not read ${view}. Connect as a role that has been granted ${readerRole}.`,
+    );
+  }
+  if (!found.isPopulated) {
+    throw new Error(`${view} has not been populated. Refresh it first.`);
+  }
+}
+
+async function branchOf(tx: Session, branchId: string): Promise<NonNullable<Figures['branch']>> {
+  const { branchId: id, name } = dimBranch;
+  const [branch] = await tx.select({ branchId: id, name }).from(dimBranch).where(eq(id, branchId));
+  if (!branch) {
+    throw new Error(
+      `There is no branch ${JSON.stringify(branchId)} in dim_branch. --branch is a branch_id.`,
+    );
+  }
+  return branch;
+}
+
+/**
+ * Throws an Error unless each filter has the same users. With a filter that the deployed view
+ * does not have, or has not any more, the page would show numbers that are none.
+ */
+function refuseUnequal(headlines: Headline[]): void {
+  const declared = [...conversionEventFilters].sort();
+  const counts = new Set(headlines.map(({ users }) => users));
+  const found = headlines.map(({ filter }) => filter).sort();
+  if (found.length > 0 && (`${found}` !== `${declared}` || counts.size > 1)) {
+    const each = headlines.map(({ filter, users }) => `${users} under ${filter}`);
+    throw new Error(
+      `${view} does not have the same users under each of the filters ${declared.join(', ')}: ${each.join(', ')}. Migrate the database to this version, and refresh it.`,
+    );
+  }
+}
+
+const noUsers = (filter: ConversionEventFilter): Headline => ({
+  ...{ filter, users: 0, leads: 0, clients: 0, beforeJoining: 0, withoutDays: 0 },
+  ...{ medianDays: null, p90Days: null },
+});
+
+function monthGiven(text: string): Month {
+  if (!/^(?!0000)\d{4}-(0[1-9]|1[0-2])$/.test(text)) {
+    throw new Error(`--since is a month, such as 2026-01, not ${JSON.stringify(text)}.`);
+  }
+  return monthOf(text);
+}
+
+/** The month of a day, as Postgres writes it in JSON. */
+export function monthOf(day: string): Month;
+export function monthOf(day: string | null): Month | null;
+export function monthOf(day: string | null): Month | null {
+  if (day === null) {
+    return null;
+  }
+  const [, year, month] = /^(\d+)-(\d+)/.exec(day) ?? [];
+  return (day.endsWith('BC') ? 1 - Number(year) : Number(year)) * 12 + Number(month) - 1;
+}
+
+/** The first day of a month. */
+const firstDay = (month: Month): string => {
+  const year = String(Math.floor(month / 12)).padStart(4, '0');
+  return `${year}-${String((month % 12) + 1).padStart(2, '0')}-01`;
+};
+
+/** As many months before a month as there are from it on, if the data begins early enough. */
+function monthsBefore(since: Month | null, last: Month | null, first: Month | null) {
+  if (since === null || last === null || first === null || last < since) {
+    return null;
+  }
+  const from = since - (last - since + 1);
+  return from < first ? null : { from, to: since - 1 };
+}
+
+/** A row as it comes from Postgres: its columns have their SQL names, its months are days. */
+type Row = Record<string, unknown>;
+
+function rowOf<Result>(row: Row): Result {
+  const entries = Object.entries(row).map(([column, value]) => [
+    column.replace(/_([a-z])/g, (_, letter: string) => letter.toUpperCase()),
+    column.endsWith('month') ? monthOf(value as string | null) : value,
+  ]);
+  return Object.fromEntries(entries) as Result;
+}
+
+/**
+ * One row per user and filter, as a CTE: what all figures count. It is written once, and
+ * Postgres leaves out the columns that a figure does not need.
+ */
+function conversionsOf({ branch, from = null, to }: Scope): SQL {
+  const conditions = [
+    branch === undefined ? undefined : sql`branch_id = ${branch}`,
+    from === null ? undefined : sql`local_user_created_at >= ${firstDay(from)}::date`,
+    to === undefined ? undefined : sql`local_user_created_at < ${firstDay(to + 1)}::date`,
+  ].filter((condition) => condition !== undefined);
+  const where =
+    conditions.length === 0
+      ? sql``
+      : sql`
+    where ${sql.join(
+      conditions,
+      sql`
+        and `,
+    )}`;
+  return sql`
+with
+
+-- One row per user and filter.
+conversions as (
+
+    select
+        client_conversion_event_filter as filter,
+        branch_id,
+        lead_status = 'CLIENT' as is_client,
+        client_conversion_event_type as type,
+        client_conversion_event_name as product,
+        client_conversion_event_source as source,
+        date_trunc('month', local_user_created_at)::date as month,
+
+        -- Days and months on the calendar of the branch, from the one of joining
+        -- to the one of the conversion. NULL for a lead, and where one of the two
+        -- is not known. Below 0 for a purchase on an earlier day.
+        client_conversion_event_local_created_at::date
+            - local_user_created_at::date as days,
+        12 * extract(year from client_conversion_event_local_created_at)
+            + extract(month from client_conversion_event_local_created_at)
+            - 12 * extract(year from local_user_created_at)
+            - extract(month from local_user_created_at) as months_until
+    from public.fct_lead_conversions${where}
+
+)`;
+}
+
+const headlinesOf = (scope: Scope): SQL => sql`${conversionsOf(scope)}
+
+-- One row per filter. Half of the clients took at most median_days, nine in ten
+-- at most p90_days. Clients from before they joined do not count there.
+select
+    filter,
+    count(*) as users,
+    count(*) filter (where not is_client) as leads,
+    count(*) filter (where is_client) as clients,
+    count(*) filter (where days < 0) as before_joining,
+    count(*) filter (where is_client and days is null) as without_days,
+    percentile_disc(0.5) within group (order by days)
+        filter (where days >= 0) as median_days,
+    percentile_disc(0.9) within group (order by days)
+        filter (where days >= 0) as p90_days
+from conversions
+group by filter`;
+
+const monthsOf = (scope: Scope): SQL => sql`${conversionsOf(scope)}
+
+-- One row per filter and month of joining.
+select
+    filter,
+    month,
+    count(*) as users,
+    count(*) filter (where is_client) as clients
+from conversions
+group by filter, month
+order by filter, month`;
+
+const sourcesOf = (scope: Scope): SQL => sql`${conversionsOf(scope)},
+
+-- One row per filter, source and type, with the clients of the source of all
+-- types.
+sources as (
+
+    select
+        filter,
+        source,
+        type,
+        count(*) as clients,
+        sum(count(*)) over (partition by filter, source) as clients_of_source
+    from conversions
+    where is_client
+    group by filter, source, type
+
+),
+
+-- The same, with the place of each source. What comes after the last place that
+-- is shown has one place together.
+ranked as (
+
+    select
+        filter,
+        source,
+        type,
+        clients,
+        least(
+            dense_rank() over (
+                partition by filter
+                order by clients_of_source desc, source collate "C" asc nulls last
+            ),
+            ${shownNames}::integer + 1
+        ) as rank
+    from sources
+
+)
+
+-- One row per filter, place and type.
+select
+    filter,
+    rank,
+    case when rank <= ${shownNames}::integer then source end as name,
+    type,
+    sum(clients) as clients
+from ranked
+group by 1, 2, 3, 4
+order by filter, rank, type`;
+
+const productsOf = (scope: Scope): SQL => sql`${conversionsOf(scope)},
+
+-- One row per filter, type and product, with its place. What comes after the
+-- last place that is shown has one place together.
+ranked as (
+
+    select
+        filter,
+        type,
+        product,
+        count(*) as clients,
+        least(
+            row_number() over (
+                partition by filter
+                order by count(*) desc, product collate "C" asc nulls last, type asc
+            ),
+            ${shownNames}::integer + 1
+        ) as rank
+    from conversions
+    where is_client
+    group by filter, type, product
+
+)
+
+-- One row per filter, place and type.
+select
+    filter,
+    rank,
+    case when rank <= ${shownNames}::integer then product end as name,
+    type,
+    sum(clients) as clients
+from ranked
+group by 1, 2, 3, 4
+order by filter, rank, type`;
+
+const speedsOf = (scope: Scope): SQL => sql`${conversionsOf(scope)}
+
+-- One row per filter, type and span of days since joining. The first span begins
+-- with the first of these days, and each ends where the next one begins.
+select
+    filter,
+    type,
+    width_bucket(days, array[${sql.raw(spans.join(', '))}]) as span,
+    count(*) as clients
+from conversions
+where days >= 0
+group by 1, 2, 3
+order by 1, 2, 3`;
+
+const cohortsOf = (scope: Scope): SQL => sql`${conversionsOf(scope)}
+
+-- One row per filter, month of joining and number of months until conversion.
+-- What comes after the last month that is shown counts together.
+select
+    filter,
+    month,
+    least(months_until, ${cohortMonths}::integer + 1)::integer as months_until,
+    count(*) as clients
+from conversions
+where days >= 0
+group by 1, 2, 3
+order by 1, 2, 3`;
+
+const branchesOf = (scope: Scope): SQL => sql`${conversionsOf(scope)},
+
+-- One row per filter and branch.
+branches as (
+
+    select
+        filter,
+        branch_id,
+        count(*) as users,
+        count(*) filter (where is_client) as clients,
+        percentile_disc(0.5) within group (order by days)
+            filter (where days >= 0) as median_days
+    from conversions
+    group by filter, branch_id
+
+)
+
+-- One row per filter and branch, the largest branch first.
+select
+    branches.filter,
+    branches.branch_id,
+    dim_branch.name,
+    dim_branch.city,
+    branches.users,
+    branches.clients,
+    branches.median_days
+from branches
+left join public.dim_branch
+    on branches.branch_id = dim_branch.branch_id
+order by branches.filter, branches.users desc, branches.branch_id asc nulls last`;
+
+/** https://www.postgresql.org/docs/16/functions-info.html#FUNCTIONS-PG-CONTROL-SYSTEM */
+const latestRefresh = sql`
+-- The view holds all that was committed when its latest refresh on this server
+-- began.
+select
+    started_at,
+    extract(epoch from now() - started_at) / 3600 as hours_old
+from public.view_refreshes
+where view = ${view}
+    and server = (select system_identifier::text from pg_control_system())
+order by id desc
+limit 1`;
+
+const periodOf = (refreshedAt: string | null, { branch }: Scope): SQL => sql`
+with
+
+-- The last local time that the refresh can have seen, in any time zone.
+refresh as (
+
+    select ${refreshedAt === null ? sql`now()` : sql`${refreshedAt}::timestamptz`}
+        at time zone 'UTC' + interval '14 hours' as latest
+
+)
+
+-- One row. What has a later date than the refresh is a mistake of upstream.
+select
+    greatest(
+        max(local_user_created_at)
+            filter (where local_user_created_at <= refresh.latest),
+        max(client_conversion_event_local_created_at)
+            filter (where client_conversion_event_local_created_at <= refresh.latest)
+    )::date as until,
+    date_trunc('month', min(local_user_created_at)${
+      branch === undefined
+        ? sql``
+        : sql`
+        filter (where branch_id = ${branch})`
+    })::date as first_month,
+    count(*) filter (
+        where client_conversion_event_filter = 'ALL'
+            and local_user_created_at is null${
+              branch === undefined
+                ? sql``
+                : sql`
+            and branch_id = ${branch}`
+            }
+    ) as without_joining
+from public.fct_lead_conversions
+cross join refresh`;

@@ -1,0 +1,172 @@
+import fc from 'fast-check';
+import { expect, test } from 'vitest';
+import { readFigures } from '../scripts/report/figures.ts';
+import { conversionEventFilters, refreshViews } from '../views/index.ts';
+import { useDatabase } from './support/database.ts';
+import { inputOf, store } from './support/generated.ts';
+import { leadConversions } from './support/model.ts';
+
+const database = useDatabase();
+
+const bounds = { statementTimeout: '1min', workMem: '4MB' };
+
+const read = (options: { branch?: string; since?: string } = {}) =>
+  readFigures(database.db, { ...bounds, ...options });
+
+const input = inputOf({
+  identifiers: Array.from({ length: 14 }, (_, number) => `id-${number}`),
+  zones: ['America/New_York', 'Pacific/Kiritimati', 'UTC'],
+  // Days, weeks and months apart, and on either side of midnight and of the end of a month.
+  instants: [
+    '1900-01-01T00:00:00Z',
+    '2023-12-31T23:30:00Z',
+    '2024-01-01T00:30:00Z',
+    '2024-01-31T12:00:00Z',
+    '2024-02-01T03:00:00Z',
+    '2024-02-02T12:00:00Z',
+    '2024-02-29T23:59:59.999999Z',
+    '2024-03-03T12:00:00Z',
+    '2024-06-15T12:00:00Z',
+    '2025-03-15T12:00:00Z',
+  ],
+  texts: ['Monthly', 'monthly', 'App', '', 'א'],
+  ...{ maxBranches: 3, maxUsers: 14, maxPurchases: 30 },
+});
+
+/** A row of the second view, as the model computes it. */
+type Row = NonNullable<ReturnType<typeof leadConversions>[number]>;
+
+/** Rows by what they have in common, as the text of its JSON. */
+function groupsOf(rows: Row[], keyOf: (row: Row) => unknown[]): [key: unknown[], rows: Row[]][] {
+  const groups = new Map<string, Row[]>();
+  for (const row of rows) {
+    const key = JSON.stringify(keyOf(row));
+    groups.set(key, [...(groups.get(key) ?? []), row]);
+  }
+  return [...groups].map(([key, rows]) => [JSON.parse(key), rows]);
+}
+
+const dayMs = 86_400_000;
+const monthOf = (time: string | null) =>
+  time && 12 * Number(time.slice(0, 4)) + Number(time.slice(5, 7)) - 1;
+const filterOf = (row: Row) => row.client_conversion_event_filter;
+const isClient = (row: Row) => row.lead_status === 'CLIENT';
+const typeOf = (row: Row) => row.client_conversion_event_type;
+
+const daysOf = ({
+  local_user_created_at: from,
+  client_conversion_event_local_created_at: to,
+}: Row) =>
+  from && to ? (Date.parse(to.slice(0, 10)) - Date.parse(from.slice(0, 10))) / dayMs : null;
+
+/** The least of some days that a share of them does not exceed. */
+function percentile(share: number, days: number[]): number | null {
+  const sorted = days.toSorted((one, other) => one - other);
+  return sorted.find((_, index) => (index + 1) / sorted.length >= share) ?? null;
+}
+
+/** What the report says of some rows, computed plainly. */
+function figuresOf(rows: Row[]) {
+  const clients = rows.filter(isClient);
+  const fromJoining = rows.filter((row) => (daysOf(row) ?? -1) >= 0);
+  const counts = (rows: Row[]) => ({ users: rows.length, clients: rows.filter(isClient).length });
+  const days = (rows: Row[]) =>
+    rows.map(daysOf).filter((days) => days !== null && days >= 0) as number[];
+  return {
+    headlines: groupsOf(rows, (row) => [filterOf(row)]).map(([[filter], rows]) => ({
+      ...{ filter, ...counts(rows), leads: rows.filter((row) => !isClient(row)).length },
+      beforeJoining: rows.filter((row) => (daysOf(row) ?? 0) < 0).length,
+      withoutDays: rows.filter((row) => isClient(row) && daysOf(row) === null).length,
+      medianDays: percentile(0.5, days(rows)),
+      p90Days: percentile(0.9, days(rows)),
+    })),
+    months: groupsOf(rows, (row) => [filterOf(row), monthOf(row.local_user_created_at)]).map(
+      ([[filter, month], rows]) => ({ filter, month, ...counts(rows) }),
+    ),
+    sources: groupsOf(clients, (row) => [
+      ...[filterOf(row), row.client_conversion_event_source, typeOf(row)],
+    ]).map(([[filter, name, type], rows]) => ({ filter, name, type, clients: rows.length })),
+    products: groupsOf(clients, (row) => [
+      ...[filterOf(row), row.client_conversion_event_name, typeOf(row)],
+    ]).map(([[filter, name, type], rows]) => ({ filter, name, type, clients: rows.length })),
+    speeds: groupsOf(fromJoining, (row) => [
+      ...[filterOf(row), typeOf(row)],
+      [0, 1, 8, 31, 91, 181, 366].filter((first) => first <= (daysOf(row) ?? -1)).length,
+    ]).map(([[filter, type, span], rows]) => ({ filter, type, span, clients: rows.length })),
+    cohorts: groupsOf(fromJoining, (row) => {
+      const month = monthOf(row.local_user_created_at) || 0;
+      const monthsUntil = (monthOf(row.client_conversion_event_local_created_at) || 0) - month;
+      return [filterOf(row), month, Math.min(monthsUntil, 13)];
+    }).map(([[filter, month, monthsUntil], rows]) => ({
+      ...{ filter, month, monthsUntil, clients: rows.length },
+    })),
+    branches: groupsOf(rows, (row) => [filterOf(row), row.branch_id]).map(
+      ([[filter, branchId], rows]) => ({
+        ...{ filter, branchId, name: null, city: null, ...counts(rows) },
+        medianDays: percentile(0.5, days(rows)),
+      }),
+    ),
+  };
+}
+
+/** In an order of their own, since the order of equals is not fixed. */
+const sorted = (rows: unknown[]) =>
+  rows.map((row) => JSON.stringify(row, Object.keys(row as object).sort())).sort();
+
+test('every figure is what a plain recomputation makes of any input', async () => {
+  const months = fc.option(fc.constantFrom('1900-01', '2024-01', '2024-02', '2024-03', '2025-03'), {
+    nil: undefined,
+  });
+  await fc.assert(
+    fc.asyncProperty(input, months, fc.boolean(), async (generated, since, isOfOneBranch) => {
+      await store(database, generated);
+      await refreshViews(database.db, { maxLoss: '100%' });
+      const branch = isOfOneBranch ? generated.branches[0]?.branch_id : undefined;
+      const all = leadConversions(generated) as Row[];
+      const own = all.filter((row) => branch === undefined || row.branch_id === branch);
+      const joined = (row: Row) => row.local_user_created_at;
+      const reported = own.filter((row) => since === undefined || (joined(row) ?? '') >= since);
+      const { headlines, ...expected } = figuresOf(reported);
+
+      const figures = await read({ ...(branch && { branch }), ...(since && { since }) });
+
+      const found = figures.headlines.filter(({ users }) => users > 0);
+      expect(sorted(found)).toEqual(sorted(headlines));
+      expect(figures.headlines.map(({ filter }) => filter)).toEqual(conversionEventFilters);
+      for (const [figure, rows] of Object.entries(expected)) {
+        const ofFigure: object[] = figures[figure as keyof typeof expected];
+        expect(sorted(ofFigure.map((row) => ({ ...row, rank: undefined })))).toEqual(sorted(rows));
+      }
+      expect(sorted(figures.everybody)).toEqual(sorted(figuresOf(own).headlines));
+
+      const times = all.flatMap((row) => [
+        joined(row),
+        row.client_conversion_event_local_created_at,
+      ]);
+      const until =
+        times
+          .filter((time) => time !== null)
+          .sort()
+          .at(-1)
+          ?.slice(0, 10) ?? null;
+      expect(figures.until).toBe(until);
+      expect(figures.withoutJoining).toBe(
+        since === undefined ? 0 : own.filter((row) => joined(row) === null).length / 3,
+      );
+
+      const first = Math.min(...own.map((row) => monthOf(joined(row)) || Number.POSITIVE_INFINITY));
+      const begin = monthOf(since ?? null) || 0;
+      const end = 2 * begin - (monthOf(until) || 0) - 1;
+      const before = own.filter((row) => {
+        const month = monthOf(joined(row));
+        return month !== null && month !== '' && month >= end && month < begin;
+      });
+      const isCompared =
+        since !== undefined && (until ?? '') >= since && first <= end && before.length > 0;
+      expect(figures.before && sorted(figures.before.headlines)).toEqual(
+        isCompared ? sorted(figuresOf(before).headlines) : null,
+      );
+    }),
+    { numRuns: 60 },
+  );
+});
