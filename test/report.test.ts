@@ -1,7 +1,9 @@
+import { sql } from 'drizzle-orm';
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
-import { readFigures } from '../scripts/report/figures.ts';
-import { conversionEventFilters, refreshViews } from '../views/index.ts';
+import { type Figures, readFigures } from '../scripts/report/figures.ts';
+import { percent, shorten, warningOf } from '../scripts/report/wording.ts';
+import { conversionEventFilters, fctLeadConversions, refreshViews } from '../views/index.ts';
 import { useDatabase } from './support/database.ts';
 import { inputOf, store } from './support/generated.ts';
 import { leadConversions } from './support/model.ts';
@@ -169,4 +171,134 @@ test('every figure is what a plain recomputation makes of any input', async () =
     }),
     { numRuns: 60 },
   );
+});
+
+/** Users of one branch, on UTC, each with a day of joining and perhaps a first membership. */
+async function storeUsers(
+  users: { joined: string | null; bought?: string | null; name?: string; source?: string }[],
+): Promise<void> {
+  await store(database, {
+    branches: [{ branch_id: 'b', timezone_id: null }],
+    users: users.map(({ joined }, index) => ({
+      ...{ user_id: `u${index}`, branch_id: 'b', created_at: joined },
+    })),
+    creditPacks: [],
+    memberships: users.flatMap(({ bought, name = 'Gold', source = 'web' }, index) =>
+      bought === undefined
+        ? []
+        : [
+            {
+              ...{ user_id: `u${index}`, branch_id: 'b', id: 'm', purchased_at: bought },
+              details: { name, source },
+            },
+          ],
+    ),
+  });
+  await refreshViews(database.db, { maxLoss: '100%' });
+}
+
+const rows = ({ headlines }: Figures) => headlines.find(({ filter }) => filter === 'ALL');
+
+test('names the ten sources and products with the most clients, and puts the rest together', async () => {
+  const names = Array.from({ length: 12 }, (_, index) => `name ${String(index).padStart(2, '0')}`);
+  await storeUsers(
+    ['name 11', ...names].map((name) => ({
+      ...{ joined: '2026-01-01', bought: '2026-01-02', name, source: name },
+    })),
+  );
+  const { sources, products } = await read();
+  for (const bought of [sources, products]) {
+    expect(bought.filter(({ filter }) => filter === 'MEMBERSHIP')).toEqual([
+      { filter: 'MEMBERSHIP', rank: 1, name: 'name 11', type: 'MEMBERSHIP', clients: 2 },
+      ...names.slice(0, 9).map((name, index) => ({
+        ...{ filter: 'MEMBERSHIP', rank: index + 2, name, type: 'MEMBERSHIP', clients: 1 },
+      })),
+      { filter: 'MEMBERSHIP', rank: 11, name: null, type: 'MEMBERSHIP', clients: 2 },
+    ]);
+  }
+});
+
+test('compares with as many months before, if the data begin that early', async () => {
+  await storeUsers([
+    { joined: '2025-11-30', bought: '2026-01-02' },
+    { joined: '2025-12-01' },
+    { joined: '2025-12-31', bought: '2026-01-05' },
+    { joined: '2026-01-01', bought: '2026-02-28' },
+    { joined: null },
+  ]);
+  const two = await read({ since: '2026-01' });
+  expect(rows(two)).toMatchObject({ users: 1, clients: 1, leads: 0 });
+  expect(two.withoutJoining).toBe(1);
+  expect(two.before).toMatchObject({ from: 2025 * 12 + 10, to: 2025 * 12 + 11 });
+  expect(two.before?.headlines.find(({ filter }) => filter === 'ALL')).toMatchObject({
+    ...{ users: 3, clients: 2, leads: 1 },
+  });
+  expect((await read({ since: '2025-12' })).before).toBeNull(); // three months, of which one is there
+  expect((await read({ since: '2026-03' })).before).toBeNull(); // after the data
+  expect((await read()).before).toBeNull();
+});
+
+test('does not take a date after the refresh for the end of the data', async () => {
+  await storeUsers([{ joined: '2026-01-01', bought: '9999-12-31' }, { joined: '2026-01-31' }]);
+  expect((await read()).until).toBe('2026-01-31');
+});
+
+test('warns of figures that are older than 26 hours, and of those that nobody has refreshed', async () => {
+  await storeUsers([{ joined: '2026-01-01' }]);
+  expect(warningOf(await read())).toBeNull();
+  await database.db.execute(
+    sql`update view_refreshes set started_at = now() - interval '25.9 hours'`,
+  );
+  expect(warningOf(await read())).toBeNull();
+  await database.db.execute(
+    sql`update view_refreshes set started_at = now() - interval '26.1 hours'`,
+  );
+  expect(warningOf(await read())).toBe(
+    'These figures were 26 hours old when the report was made. The nightly refresh has not run.',
+  );
+  await database.db.execute(sql`update view_refreshes set server = 'another'`);
+  expect(warningOf(await read())).toBe(
+    'It is not known how old these figures are, because the views have not been refreshed since they were created.',
+  );
+  await database.db.execute(sql`delete from view_refreshes`);
+  expect((await read()).refreshedAt).toBeNull();
+});
+
+test.each(['2026', '2026-13', '2026-1', '0000-01', '2026-01-01', "'"])(
+  'refuses %s as a month',
+  async (since) => {
+    await expect(read({ since })).rejects.toThrow(
+      `--since is a month, such as 2026-01, not ${JSON.stringify(since)}.`,
+    );
+  },
+);
+
+test('refuses a branch that is not there, whatever it is called', async () => {
+  const branch = `b' or '1' = '1`;
+  await expect(read({ branch })).rejects.toThrow(
+    `There is no branch ${JSON.stringify(branch)} in dim_branch. --branch is a branch_id.`,
+  );
+});
+
+test('refuses a view that is not populated', async () => {
+  const { db } = database;
+  await db.refreshMaterializedView(fctLeadConversions).withNoData();
+  await expect(read()).rejects.toThrow(
+    'fct_lead_conversions has not been populated. Refresh it first.',
+  );
+});
+
+test('writes 0% and 100% of none and of all alone', () => {
+  expect([percent(0, 3000), percent(1, 3000), percent(1, 1000), percent(2999, 3000)]).toEqual([
+    ...['0%', 'under 0.1%', '0.1%', 'over 99.9%'],
+  ]);
+  expect([percent(7, 7), percent(0, 0), percent(1, 3)]).toEqual(['100%', '–', '33.3%']);
+});
+
+test('writes a name on one line, by its characters, and without what turns the text around it', () => {
+  const family = '👨‍👩‍👧‍👦';
+  expect(shorten(family.repeat(30), 4)).toBe(`${family.repeat(3)}…`);
+  expect(shorten(' a\n\u2028b\t\u202ec\u0007 ', 9)).toBe('a b c');
+  expect(shorten(' \u202e\n', 9)).toBe('(blank)');
+  expect(shorten('e\u0301'.repeat(100_000), 3)).toBe('e\u0301e\u0301…');
 });

@@ -19,7 +19,8 @@ export default defineConfig({
         test: {
           name: 'postgres',
           include: ['test/*.test.ts'],
-          exclude: ['test/generate.test.ts'], // which works on an embedded database of its own
+          // The first works on an embedded database of its own, the second with a browser on pages.
+          exclude: ['test/generate.test.ts', 'test/report_page.test.ts'],
           globalSetup: 'test/support/postgres_setup.ts',
           testTimeout: 60_000,
           hookTimeout: 60_000,

@@ -144,6 +144,7 @@ export const monthsChart = (months: MonthMark[]): Promise<string> => {
               title: 'Month of joining',
               labelAngle: 0,
               labelOverlap: 'greedy',
+              labelPadding: 6,
               ticks: false,
             },
           },

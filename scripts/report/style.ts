@@ -66,10 +66,7 @@ footer { margin-top: 2rem; border-top: 1px solid var(--line); }
   * { print-color-adjust: exact; }
   .card, .tiles div { break-inside: avoid; }
   .figures { grid-template-columns: 1fr 1fr; }
-  .wide { grid-column: 1 / -1; }
-.note { min-width: 0; }
-.hidden { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }
-.scroll { max-height: none; overflow: visible; }
+  .scroll { max-height: none; overflow: visible; }
   fieldset, summary, details:not([open]) { display: none; }
 }
 `;

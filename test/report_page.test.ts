@@ -1,0 +1,442 @@
+import { existsSync } from 'node:fs';
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { createServer, type Server } from 'node:http';
+import type { AddressInfo } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import axe from 'axe-core';
+import { sql } from 'drizzle-orm';
+import { type Browser, chromium, type Page } from 'playwright-core';
+import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import {
+  dimBranch,
+  dimUser,
+  fctCreditPackPurchases,
+  fctMembershipPurchases,
+} from '../schema/index.ts';
+import { gym } from '../scripts/demo/gym.ts';
+import { loadFolder } from '../scripts/load/folder.ts';
+import { type Figures, readFigures } from '../scripts/report/figures.ts';
+import { pageOf } from '../scripts/report/page.tsx';
+import { count, percent, wordsOfFilter } from '../scripts/report/wording.ts';
+import { conversionEventFilters, refreshViews } from '../views/index.ts';
+import { useDatabase } from './support/database.ts';
+
+const database = useDatabase();
+
+const executablePath = [
+  process.env.CHROMIUM ?? '',
+  '/usr/bin/chromium',
+  '/usr/bin/google-chrome',
+].find(existsSync);
+if (!executablePath && process.env.CI) {
+  throw new Error(
+    'There is no Chromium to test the report with. Install Debian’s package chromium.',
+  );
+}
+if (!executablePath) {
+  console.warn(
+    'The page of the report is not tested, for there is no Chromium. Install Debian’s package chromium, or name a Chromium in the environment variable CHROMIUM.',
+  );
+}
+
+/** What a gym looks like, and the options of its report. */
+interface Case {
+  fill: () => Promise<void>;
+  options?: { branch?: string; since?: string };
+  title?: string;
+}
+
+const day = (text: string | null) => (text === null ? null : new Date(`${text}T12:00:00Z`));
+
+/** Users of one branch, each with a day of joining and perhaps a first membership or credit pack. */
+const fillWith = async (
+  users: { joined: string | null; bought?: string | null; pack?: string; name?: string }[],
+  branch: Partial<typeof dimBranch.$inferInsert> = {},
+) => {
+  const { db } = database;
+  await db.insert(dimBranch).values({ branchId: 'b', name: 'Harbour', ...branch });
+  await db.insert(dimUser).values(
+    users.map(({ joined }, index) => ({
+      ...{ userId: `u${index}`, branchId: 'b', createdAt: day(joined) },
+    })),
+  );
+  for (const [index, { bought, pack, name = 'Gold' }] of users.entries()) {
+    const purchase = { userId: `u${index}`, branchId: 'b' };
+    if (bought !== undefined) {
+      await db.insert(fctMembershipPurchases).values({
+        ...{ ...purchase, userMembershipId: 'm', membershipPurchasedAt: day(bought) },
+        membershipPurchaseDetails: { name, source: name },
+      });
+    }
+    if (pack !== undefined) {
+      await db.insert(fctCreditPackPurchases).values({
+        ...{ ...purchase, creditPackId: 'c', creditPackPurchasedAt: day(pack) },
+        creditPackPurchaseDetails: { name, source: name },
+      });
+    }
+  }
+};
+
+const fillFrom = async (files: Record<string, string>) => {
+  const folder = await mkdtemp(join(tmpdir(), 'lead-conversions-report-'));
+  for (const [file, text] of Object.entries(files)) {
+    await writeFile(join(folder, file), text);
+  }
+  await loadFolder(database, folder);
+  await rm(folder, { recursive: true });
+};
+
+const strange = [
+  '<script>alert(1)</script>',
+  '"><img src=https://example.com/x onerror=alert(1)>',
+  'مركز اللياقة البدنية',
+  '\u202eחדר כושר (abc) 12',
+  '👨‍👩‍👧‍👦🏋🏽‍♀️ family & friends',
+  `a name ${'that goes on '.repeat(40)}`,
+  'Donaudampfschifffahrtsgesellschaftskapitän'.repeat(9),
+  '',
+  '\u0001\u2028 tab\tand\nline',
+];
+
+const cases: Record<string, Case> = {
+  'a gym': { fill: () => fillFrom(gym()) },
+  'a gym since January': { fill: () => fillFrom(gym()), options: { since: '2026-01' } },
+  'a branch': { fill: () => fillFrom(gym()), options: { branch: 'riverside' } },
+  'the sample': {
+    fill: async () => {
+      await loadFolder(database, 'test/sample');
+    },
+  },
+  nobody: { fill: async () => {} },
+  'nobody since a month': { fill: () => fillFrom(gym()), options: { since: '2030-01' } },
+  'one user': { fill: () => fillWith([{ joined: '2026-01-15' }]) },
+  'no clients': {
+    fill: () =>
+      fillWith([{ joined: '2026-01-15' }, { joined: '2026-03-15' }, { joined: '2026-03-16' }]),
+  },
+  'all clients': {
+    fill: () =>
+      fillWith([
+        { joined: '2026-01-15', bought: '2026-01-15' },
+        { joined: '2026-03-15', pack: '2026-04-15' },
+      ]),
+  },
+  'a single month': {
+    fill: () =>
+      fillWith([{ joined: '2026-01-15', bought: '2026-01-20' }, { joined: '2026-01-16' }]),
+  },
+  'clients from before they joined': {
+    fill: () =>
+      fillWith([{ joined: '2026-01-15', bought: '2020-01-20' }, { joined: '2026-01-16' }]),
+  },
+  'no dates': {
+    fill: () =>
+      fillWith([
+        { joined: null, bought: null },
+        { joined: null, bought: '2026-01-01' },
+        { joined: '2026-01-16', pack: '2026-01-17' },
+        { joined: '2026-01-16', bought: null },
+        { joined: '9999-12-31' },
+        { joined: '0001-01-01' },
+      ]),
+  },
+  'no dates at all': { fill: () => fillWith([{ joined: null, bought: null }, { joined: null }]) },
+  'strange names': {
+    fill: () =>
+      fillWith(
+        strange.map((name) => ({ joined: '2026-01-15', bought: '2026-01-20', name })),
+        { name: strange.join(' '), city: strange[3] ?? '' },
+      ),
+    title: strange.slice(0, 6).join(' '),
+  },
+  '2,000 branches': {
+    fill: async () => {
+      await database.db.execute(sql`
+        insert into public.dim_branch (branch_id, name, city)
+        select number, 'Branch ' || number, 'City ' || number % 7
+        from generate_series(1, 2000) as number`);
+      await database.db.execute(sql`
+        insert into public.dim_user (user_id, branch_id, created_at)
+        select number, number % 2000 + 1, timestamptz '2026-01-01' + number * interval '1 minute'
+        from generate_series(1, 9000) as number`);
+      await database.db.execute(sql`
+        insert into public.fct_membership_purchases (user_id, branch_id, user_membership_id, membership_purchased_at)
+        select user_id, branch_id, 'm', created_at + interval '3 days'
+        from public.dim_user where user_id::integer % 3 = 0`);
+    },
+  },
+};
+
+describe.skipIf(!executablePath)('the page of', () => {
+  let browser: Browser;
+  let server: Server;
+  let url: string;
+  let html: string;
+  let figures: Figures;
+  /** The paths that anybody has asked the server for. */
+  let asked: string[];
+
+  beforeAll(async () => {
+    browser = await chromium.launch({
+      ...(executablePath && { executablePath }),
+      args: ['--no-sandbox', '--disable-gpu', '--disable-background-networking'],
+    });
+    server = createServer((request, response) => {
+      asked.push(request.url ?? '');
+      response.setHeader('Content-Type', 'text/html').end(html);
+    }).listen(0, '127.0.0.1');
+    await new Promise((listening) => server.once('listening', listening));
+    url = `http://127.0.0.1:${(server.address() as AddressInfo).port}/report.html`;
+  });
+  beforeEach(() => {
+    asked = [];
+  });
+  afterAll(async () => {
+    await browser.close();
+    server.close();
+  });
+
+  const make = async ({ fill, options, title = 'Lead conversions' }: Case) => {
+    await fill();
+    await refreshViews(database.db, { maxLoss: '100%' });
+    figures = await readFigures(database.db, {
+      statementTimeout: '1min',
+      workMem: '64MB',
+      ...options,
+    });
+    html = await pageOf(figures, title);
+  };
+
+  /** Opens the page, with what a browser says of it while work is done. */
+  const inPage = async (
+    options: Parameters<Browser['newPage']>[0],
+    work: (page: Page) => Promise<void>,
+  ) => {
+    const page = await browser.newPage(options);
+    const said: string[] = [];
+    page.on('console', (message) => said.push(message.text()));
+    page.on('pageerror', (error) => said.push(String(error)));
+    page.on('request', (request) => said.push(...(request.url() === url ? [] : [request.url()])));
+    try {
+      await page.goto(url);
+      await work(page);
+    } finally {
+      await page.close();
+    }
+    expect(said).toEqual([]);
+  };
+
+  test.each(Object.keys(cases))('%s fits, and is complete', { timeout: 120_000 }, async (name) => {
+    await make(cases[name] as Case);
+    for (const width of [360, 768, 1280]) {
+      await inPage({ viewport: { width, height: 800 } }, async (page) => {
+        expect(
+          await page.locator('script, img, iframe, link, a, [src], [href], [style]').count(),
+        ).toBe(0);
+        for (const filter of conversionEventFilters) {
+          await page.check(`#filter-${filter}`);
+          expect(await page.evaluate(whatDoesNotFit)).toEqual([]);
+          if (width === 1280) {
+            await expectComplete(page, figures, filter);
+          }
+        }
+      });
+    }
+    expect(new Set(asked)).toEqual(new Set(['/report.html']));
+  });
+
+  test.each([
+    ...(['light', 'dark'] as const).map((scheme) => ['a gym', scheme] as const),
+    ...['nobody', 'strange names', '2,000 branches'].map((name) => [name, 'light'] as const),
+  ])(
+    '%s has nothing that keeps people out, in %s',
+    { timeout: 120_000 },
+    async (name, colorScheme) => {
+      await make(cases[name] as Case);
+      await inPage({ bypassCSP: true, colorScheme }, async (page) => {
+        await page.evaluate(axe.source);
+        const { violations } = await page.evaluate(() =>
+          (globalThis as unknown as { axe: typeof axe }).axe.run(),
+        );
+        const serious = violations.filter(
+          ({ impact }) => impact === 'serious' || impact === 'critical',
+        );
+        expect(serious.map(({ id, nodes }) => [id, nodes[0]?.html])).toEqual([]);
+      });
+    },
+  );
+
+  const panels = async (page: Page) => {
+    const visible: string[] = [];
+    for (const panel of await page.locator('main > section').all()) {
+      if (await panel.isVisible()) {
+        visible.push(await panel.locator('h2').innerText());
+      }
+    }
+    return visible;
+  };
+
+  test('a gym switches its panels by mouse and by keyboard, without a script', async () => {
+    await make(cases['a gym'] as Case);
+    await inPage({ javaScriptEnabled: false }, async (page) => {
+      const [all, memberships, creditPacks] = [
+        'Memberships and credit packs',
+        ...['Memberships only', 'Credit packs only'],
+      ];
+      expect(await panels(page)).toEqual([all]);
+      await page
+        .getByText(creditPacks ?? '')
+        .first()
+        .click();
+      expect(await panels(page)).toEqual([creditPacks]);
+      await page.keyboard.press('ArrowUp');
+      expect(await panels(page)).toEqual([memberships]);
+      await page.reload();
+      await page.keyboard.press('Tab');
+      await page.keyboard.press('ArrowRight');
+      expect(await panels(page)).toEqual([memberships]);
+    });
+  });
+
+  test('a gym prints the panel that is chosen, on light paper', async () => {
+    await make(cases['a gym'] as Case);
+    await inPage({ colorScheme: 'dark' }, async (page) => {
+      await page.check('#filter-USER_CREDIT');
+      await page.emulateMedia({ media: 'print', colorScheme: 'dark' });
+      expect(await panels(page)).toEqual(['Credit packs only']);
+      expect(await page.evaluate(() => getComputedStyle(document.body).backgroundColor)).toBe(
+        'rgb(255, 255, 255)',
+      );
+      expect(await page.locator('fieldset').isVisible()).toBe(false);
+    });
+  });
+
+  test('a gym names no user, and says what it cannot compute', async () => {
+    await make(cases['a gym'] as Case);
+    expect(html).not.toMatch(/user-\d{3}|member ?\d|@example/i);
+    expect(html).toContain('a conversion rate per source cannot be computed');
+    expect(html).toContain('from public.fct_lead_conversions');
+  });
+});
+
+/** What the page says of a filter is what was read. */
+async function expectComplete(
+  page: Page,
+  figures: Figures,
+  filter: (typeof conversionEventFilters)[number],
+) {
+  const panel = page.locator(`section.${filter}`);
+  const headline = figures.headlines.find((one) => one.filter === filter);
+  if (!headline) {
+    throw new Error(`There is no headline of ${filter}.`);
+  }
+  const { users, leads, clients, beforeJoining, withoutDays } = headline;
+  expect(await panel.locator('h2').innerText()).toBe(wordsOfFilter(filter));
+  const tiles = await panel
+    .locator('dl > div')
+    .evaluateAll((tiles) =>
+      tiles.map((tile) =>
+        [...tile.querySelectorAll('dt, .value')].map(({ textContent }) => textContent),
+      ),
+    );
+  expect(Object.fromEntries(tiles)).toMatchObject({
+    Users: count(users),
+    Leads: count(leads),
+    Clients: count(clients),
+    'Conversion rate': percent(clients, users),
+    'Converted before joining': count(beforeJoining),
+  });
+  /** The sum of a column in the table of this caption; null without the table. */
+  const sumOf = (caption: string, column: string) =>
+    panel.locator('table').evaluateAll(
+      (tables, [caption, column]) => {
+        const table = tables.find(
+          (table) => table.querySelector('caption')?.textContent === caption,
+        );
+        const headers = [...(table?.querySelectorAll('thead th') ?? [])];
+        const index = headers.findIndex(({ textContent }) => textContent === column);
+        const cells = [...(table?.querySelectorAll('tbody tr') ?? [])].map(
+          (row) => row.children[index]?.textContent,
+        );
+        return table
+          ? cells.reduce((sum, text) => sum + Number(text?.replaceAll(',', '')), 0)
+          : null;
+      },
+      [caption, column] as const,
+    );
+  const orNull = (number: number, isThere: boolean) => (isThere ? number : null);
+  expect(await sumOf('Users and clients by month of joining', 'Users')).toBe(
+    orNull(users, users > 0),
+  );
+  expect(await sumOf('Users and clients by month of joining', 'Clients')).toBe(
+    orNull(clients, users > 0),
+  );
+  expect(await sumOf('Users and clients by branch', 'Users')).toBe(orNull(users, users > 0));
+  expect(await sumOf('Users and clients by branch', 'Clients')).toBe(orNull(clients, users > 0));
+  expect(await sumOf('Clients by source and by what they bought', 'All clients')).toBe(
+    orNull(clients, clients > 0),
+  );
+  expect(await sumOf('Clients by product', 'Clients')).toBe(orNull(clients, clients > 0));
+  const fromJoining = clients - beforeJoining - withoutDays;
+  const days = 'Clients by days since joining and by what they bought';
+  const ofTypes = [await sumOf(days, 'Membership'), await sumOf(days, 'Credit pack')];
+  expect(ofTypes.reduce((sum: number, number) => sum + (number || 0), 0)).toBe(fromJoining);
+}
+
+/** In the page: what is wider than the window or its place, and what lies on something else. */
+function whatDoesNotFit(): string[] {
+  const found: string[] = [];
+  const isShown = (element: Element) => element.checkVisibility();
+  if (document.documentElement.scrollWidth > innerWidth) {
+    found.push(`the page is ${document.documentElement.scrollWidth} wide`);
+  }
+  for (const element of document.querySelectorAll(
+    '.card, .tiles > div, .tiles dd, h1, h2, h3, p, label',
+  )) {
+    if (isShown(element) && element.scrollWidth > element.clientWidth + 1) {
+      found.push(`${element.tagName} ${element.textContent?.slice(0, 60)} overflows`);
+    }
+  }
+  const overlap = (elements: Element[]) => {
+    const boxes = elements
+      .filter(isShown)
+      .map((element) => ({ element, box: element.getBoundingClientRect() }));
+    for (const [index, one] of boxes.entries()) {
+      for (const other of boxes.slice(index + 1)) {
+        const width =
+          Math.min(one.box.right, other.box.right) - Math.max(one.box.left, other.box.left);
+        const height =
+          Math.min(one.box.bottom, other.box.bottom) - Math.max(one.box.top, other.box.top);
+        if (width > 1 && height > 2) {
+          found.push(
+            `"${one.element.textContent?.slice(0, 40)}" lies on "${other.element.textContent?.slice(0, 40)}"`,
+          );
+        }
+      }
+    }
+  };
+  overlap([...document.querySelectorAll('.tiles > div, .card, .note, header, fieldset')]);
+  for (const chart of document.querySelectorAll('svg[viewBox]')) {
+    const texts = [...chart.querySelectorAll('text')].filter(
+      ({ textContent, attributes }) =>
+        textContent && attributes.getNamedItem('opacity')?.value !== '0',
+    );
+    overlap(texts);
+    const frame = chart.getBoundingClientRect();
+    for (const text of texts.filter(isShown)) {
+      const box = text.getBoundingClientRect();
+      if (
+        box.left < frame.left - 1 ||
+        box.right > frame.right + 1 ||
+        box.bottom > frame.bottom + 1
+      ) {
+        found.push(`"${text.textContent}" leaves its chart`);
+      }
+      if (box.height < 8 && box.width < 8) {
+        found.push(`"${text.textContent}" is too small`);
+      }
+    }
+  }
+  return found;
+}
