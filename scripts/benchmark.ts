@@ -5,6 +5,7 @@ import postgres from 'postgres';
 import { refreshDefaults } from '../views/index.ts';
 import { type LoadMeasurements, loadSteps, measureLoad } from './benchmark/load.ts';
 import { type Measurements, measure, type Refresh, steps } from './benchmark/measure.ts';
+import { measureReport, type ReportMeasurements } from './benchmark/report.ts';
 import { cancelledBySignals, command, runProgram } from './command.ts';
 import { isServerUrl } from './database.ts';
 import { startPostgres } from './postgres_server.ts';
@@ -12,10 +13,16 @@ import { progressOn } from './progress.ts';
 import { setting, type Values } from './settings.ts';
 import { tableOf } from './table.ts';
 
+const parts = ['refresh', 'load', 'report'];
+
 const settings = {
-  part: setting('--part <name...>', 'what to measure: refresh, load or both', {
-    preset: ['refresh', 'load'],
-  }),
+  part: setting(
+    '--part <name...>',
+    'what to measure: refresh, load, report; all of them unless given',
+    {
+      preset: parts,
+    },
+  ),
   users: setting('--users <number...>', 'how many users; may be several numbers', {
     preset: ['100000'],
   }),
@@ -54,7 +61,7 @@ const program = command({
   name: 'benchmark',
   isOfRepository: true,
   description:
-    'Measures the refresh of both views against the obvious form of the same views and against the least that it can cost, what readers pay, and the load of files against COPY.',
+    'Measures the refresh of both views against the obvious form of the same views and against the least that it can cost, what readers pay, the load of files against COPY, and the report.',
   settings,
   notes: `Runs on a PostgreSQL 16 that it starts itself, or on the server that
 BENCHMARK_DATABASE_URL names, in databases that it creates and drops there.`,
@@ -67,9 +74,9 @@ BENCHMARK_DATABASE_URL names, in databases that it creates and drops there.`,
     }))
     .toSorted((one, other) => one.users - other.users);
   const rounds = numberOf('rounds', values.rounds, 1);
-  const unknown = values.part.find((part) => !['refresh', 'load'].includes(part));
+  const unknown = values.part.find((part) => !parts.includes(part));
   if (unknown !== undefined) {
-    throw new Error(`--part is refresh or load, not ${JSON.stringify(unknown)}.`);
+    throw new Error(`--part is refresh, load or report, not ${JSON.stringify(unknown)}.`);
   }
   if (values.json) {
     await writeFile(values.json, '', { flag: 'a' }); // fails now rather than at the end
@@ -85,6 +92,7 @@ BENCHMARK_DATABASE_URL names, in databases that it creates and drops there.`,
   const progress = progressOn(process.stderr);
   const results: Measurements[] = [];
   const loads: LoadMeasurements[] = [];
+  const reports: ReportMeasurements[] = [];
   try {
     const facts = await withClient(serverUrl, (client) => factsOf(client, values.workMem));
     console.log(
@@ -116,6 +124,13 @@ BENCHMARK_DATABASE_URL names, in databases that it creates and drops there.`,
         printLoad(result);
         loads.push(result);
       }
+      if (values.part.includes('report')) {
+        const result = await inDatabase(serverUrl, (url) =>
+          measureReport(url, size, { rounds, onProgress }),
+        ).finally(progress.end);
+        printReport(result, reports.at(-1));
+        reports.push(result);
+      }
     }
     for (const [view, plan] of Object.entries(results.at(-1)?.plans ?? {})) {
       console.log(`Plan of ${view}\n\n${plan}\n`);
@@ -123,7 +138,7 @@ BENCHMARK_DATABASE_URL names, in databases that it creates and drops there.`,
     if (values.json) {
       await writeFile(
         values.json,
-        `${JSON.stringify({ ...facts, rounds, results, loads }, null, 2)}\n`,
+        `${JSON.stringify({ ...facts, rounds, results, loads, reports }, null, 2)}\n`,
       );
     }
   } finally {
@@ -310,6 +325,27 @@ function printLoad({ users, purchasesPerUser, files, costs }: LoadMeasurements):
           (wal / first.wal).toFixed(4),
         ];
       }),
+    ),
+  );
+  console.log();
+}
+
+function printReport(result: ReportMeasurements, previous: ReportMeasurements | undefined): void {
+  const { users, figures, reading, drawing, bytes } = result;
+  const growth = (now: number, then: number | undefined) =>
+    previous ? [then ? `${(now / then).toFixed(1)}×` : ''] : [];
+  const growthColumn = previous ? [`grew (users ${(users / previous.users).toFixed(1)}×)`] : [];
+  console.log(`${users.toLocaleString('en')} users, a page of ${megabytes(bytes)}\n`);
+  console.log(
+    tableOf(
+      ['report', 'time', ...growthColumn],
+      [
+        ...Object.entries(figures).map(([figure, time]) => [
+          ...[figure, milliseconds(time), ...growth(time, previous?.figures[figure])],
+        ]),
+        ['all figures', milliseconds(reading), ...growth(reading, previous?.reading)],
+        ['drawing', milliseconds(drawing), ...growth(drawing, previous?.drawing)],
+      ],
     ),
   );
   console.log();

@@ -7,6 +7,7 @@ import { generate } from '../scripts/benchmark/data.ts';
 import type { LoadMeasurements } from '../scripts/benchmark/load.ts';
 import { compare, type Measurements } from '../scripts/benchmark/measure.ts';
 import { createReference } from '../scripts/benchmark/reference.ts';
+import type { ReportMeasurements } from '../scripts/benchmark/report.ts';
 import { run, start } from './support/commands.ts';
 import { useServerDatabase } from './support/database.ts';
 
@@ -45,11 +46,14 @@ test('measures both forms, which agree, and leaves no database', { timeout: 180_
     expect(stdout).toMatch(/^ 1 % bought .* │ 0\.\d\d .*×/m);
     expect(stdout).toContain('Plan of fct_lead_conversions');
 
-    const { results, loads } = JSON.parse(await readFile(file, 'utf8')) as {
+    expect(stdout).toMatch(/^ all figures .*×/m);
+
+    const { results, loads, reports } = JSON.parse(await readFile(file, 'utf8')) as {
       results: Measurements[];
       loads: LoadMeasurements[];
+      reports: ReportMeasurements[];
     };
-    for (const part of [results, loads]) {
+    for (const part of [results, loads, reports]) {
       expect(part.map(({ users }) => users)).toEqual([2000, 20000]);
       for (const [path, number] of numbersIn(part)) {
         expect(number, path).toBeGreaterThanOrEqual(0);
@@ -122,7 +126,7 @@ test.each([
   [['--users', 'many'], '--users is a whole number from 1000 on, not "many".\n'],
   [['--users', '10'], '--users is a whole number from 1000 on, not "10".\n'],
   [['--work-mem', 'lots'], 'invalid value for parameter "work_mem": "lots"\n'],
-  [['--part', 'lunch'], '--part is refresh or load, not "lunch".\n'],
+  [['--part', 'lunch'], '--part is refresh, load or report, not "lunch".\n'],
   [['--rounds', '0'], '--rounds is a whole number from 1 on, not "0".\n'],
 ])('refuses %j', async (args, message) => {
   expect(await benchmark(...args)).toEqual({ code: 1, stdout: '', stderr: message });

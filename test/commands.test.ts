@@ -137,6 +137,7 @@ describe('--help', () => {
     'npm run refresh',
     'npm run diff',
     'npm run doctor',
+    'npm run report',
     'npm run demo',
     'npm run generate',
     'npm run benchmark',

@@ -258,7 +258,7 @@ describe('npx lead-conversions', () => {
 
   test('says its version, and how each command is called in lines of at most 80 characters', async () => {
     expect(await npx('--version')).toBe(`${packageJson.version}\n`);
-    for (const args of [[], ['migrate'], ['load'], ['refresh'], ['diff'], ['doctor']]) {
+    for (const args of [[], ['migrate'], ['load'], ['refresh'], ['diff'], ['doctor'], ['report']]) {
       expect(await npx(...args, '--version')).toBe(`${packageJson.version}\n`);
       const help = await npx(...args, '--help');
       expect(help).toMatch(new RegExp(`^Usage: ${['npx lead-conversions', ...args].join(' ')} `));
@@ -274,6 +274,27 @@ describe('npx lead-conversions', () => {
       'A pglite: database needs PGlite, which is not installed. Install it with "npm install @electric-sql/pglite@0.5".\n',
     );
   });
+
+  test('writes the report once its libraries are installed, and says which are not', async () => {
+    await npx('migrate');
+    const report = (folder: string) =>
+      execute(folder, 'npx', ['lead-conversions', 'report', '--out', 'report.html'], {
+        DATABASE_URL: database.url,
+      });
+    const install = 'npm install vega@6 vega-lite@6 preact@11 preact-render-to-string@6';
+    await expect(report(production)).rejects.toThrow(
+      `The report needs preact, which is not installed. Install all that it needs with "${install}".\n`,
+    );
+    const folder = await emptyProject();
+    try {
+      await cp(production, folder, { recursive: true });
+      await execute(folder, 'npm', [...install.split(' ').slice(1), '--prefer-offline']);
+      expect(await report(folder)).toMatch(/^report\.html: written, \d+ kB, 0 users\n$/);
+      expect(await readFile(join(folder, 'report.html'), 'utf8')).toMatch(/<\/html>\n$/);
+    } finally {
+      await rm(folder, { recursive: true });
+    }
+  }, 180_000);
 
   describe('that refreshes', () => {
     let session: postgres.Sql;

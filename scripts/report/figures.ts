@@ -156,7 +156,9 @@ export async function readFigures(session: Session, options: FiguresOptions): Pr
   const { branch: branchId, statementTimeout, workMem, signal, onFigure } = options;
   const since = options.since === undefined ? null : monthGiven(options.since);
   const work = async (tx: Session): Promise<Figures> => {
-    await tx.execute(setLocally({ work_mem: workMem, row_security: 'off', jit: 'off' }));
+    await tx.execute(
+      setLocally({ work_mem: workMem, lock_timeout: '10s', row_security: 'off', jit: 'off' }),
+    );
     await lookUp(tx);
     const read = async <Result>(what: string, query: SQL): Promise<Result[]> => {
       onFigure?.(what);

@@ -12,6 +12,7 @@ const commands = {
   'npm run load': packageJson.scripts.load,
   'npm run migrate': packageJson.scripts.migrate,
   'npm run refresh': packageJson.scripts.refresh,
+  'npm run report': packageJson.scripts.report,
 };
 
 export interface Result {

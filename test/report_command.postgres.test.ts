@@ -1,0 +1,209 @@
+import { execFileSync } from 'node:child_process';
+import { chmod, mkdtemp, readdir, readFile, rm, stat, symlink, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import postgres from 'postgres';
+import { afterEach, beforeEach, expect, test } from 'vitest';
+import { openDatabase } from '../scripts/database.ts';
+import { readFigures } from '../scripts/report/figures.ts';
+import { run, start } from './support/commands.ts';
+import { useServerDatabase } from './support/database.ts';
+import { sessionsThatWait } from './support/sessions.ts';
+
+const database = useServerDatabase();
+let session: postgres.Sql;
+let folder: string;
+let out: string;
+
+beforeEach(async () => {
+  folder = await mkdtemp(join(tmpdir(), 'lead-conversions-report-'));
+  out = join(folder, 'report.html');
+  session = postgres(database.url, { max: 2, onnotice: () => {} });
+});
+afterEach(async () => {
+  await session.end();
+  await rm(folder, { recursive: true });
+});
+
+const fill = async () => {
+  await run(database.url, 'npm run load', ['test/sample']);
+  await run(database.url, 'npm run refresh');
+};
+
+const report = (...args: string[]) => run(database.url, 'npm run report', ['--out', out, ...args]);
+
+/** The URL of the database, as a role that this creates. */
+async function urlAs(role: string, ...grants: string[]): Promise<string> {
+  await session.unsafe(`drop role if exists ${role}; create role ${role} login`);
+  for (const grant of grants) {
+    await session.unsafe(`grant ${grant} to ${role}`);
+  }
+  const url = new URL(database.url);
+  url.username = role;
+  return url.href;
+}
+
+test('a member of lead_conversions_reader writes the report, and nobody else does', async () => {
+  await fill();
+  const [reader, stranger] = [`report_reader_${process.pid}`, `report_stranger_${process.pid}`];
+  try {
+    expect(
+      await run(await urlAs(reader, 'lead_conversions_reader'), 'npm run report', ['--out', out]),
+    ).toEqual({
+      code: 0,
+      stdout: expect.stringMatching(/report\.html: written, \d+ kB, 13 users\n$/),
+      stderr: '',
+    });
+    expect(await readFile(out, 'utf8')).toMatch(/^<!doctype html>.*<\/html>\n$/s);
+    expect(await run(await urlAs(stranger), 'npm run report', ['--out', out])).toEqual({
+      code: 1,
+      stdout: '',
+      stderr: `The role ${stranger} may not read fct_lead_conversions. Connect as a role that has been granted lead_conversions_reader.\n`,
+    });
+  } finally {
+    await session.unsafe(`drop role ${reader}; drop role if exists ${stranger}`);
+  }
+});
+
+test('tells a program what it has written, and warns of old figures', async () => {
+  await fill();
+  await session`update view_refreshes set started_at = now() - interval '3 days'`;
+  const warning =
+    'These figures were 72 hours old when the report was made. The nightly refresh has not run.';
+  const { code, stdout, stderr } = await report('--json', '--title', 'Our gyms');
+  expect({ code, stderr }).toEqual({ code: 0, stderr: `Warning: ${warning}\n` });
+  expect(JSON.parse(stdout)).toEqual({
+    ...{ outcome: 'written', reason: null, file: out, bytes: (await stat(out)).size, users: 13 },
+    refreshedAt: expect.stringMatching(/^\d{4}-\d\d-\d\dT.*\+00:00$/),
+    ...{ warnings: [warning], durationMs: expect.any(Number), retries: [] },
+  });
+  const page = await readFile(out, 'utf8');
+  expect(page).toContain('<h1><bdi>Our gyms</bdi></h1>');
+  expect(page).toContain(`<p class="warning">Warning: ${warning}</p>`);
+});
+
+test('replaces the file that is there whole, with its permissions, also behind a link', async () => {
+  await fill();
+  const target = join(folder, 'target.html');
+  await writeFile(target, 'old</html>\n');
+  await chmod(target, 0o640);
+  await symlink('target.html', out);
+  const { process, result } = start(database.url, 'npm run report', ['--out', out]);
+  const seen = new Set<string>();
+  while (process.exitCode === null) {
+    const text = await readFile(out, 'utf8');
+    seen.add(text.endsWith('</html>\n') ? text.slice(0, 9) : 'a part');
+  }
+  expect(await result).toMatchObject({ code: 0, stderr: '' });
+  seen.add((await readFile(out, 'utf8')).slice(0, 9));
+  expect([...seen]).toEqual(['old</html', '<!doctype']);
+  expect((await stat(target)).mode & 0o777).toBe(0o640);
+  expect((await readdir(folder)).sort()).toEqual(['report.html', 'target.html']);
+});
+
+test.each([
+  [['--branch', 'nowhere'], 'There is no branch "nowhere" in dim_branch. --branch is a branch_id.'],
+  [['--since', 'May'], '--since is a month, such as 2026-01, not "May".'],
+  [
+    ['--out', '/tmp/no such folder/report.html'],
+    '--out "/tmp/no such folder/report.html" is in no folder. Create the folder first.',
+  ],
+  [['--out', '/tmp'], '--out "/tmp" is not a file. Name the HTML file to write.'],
+  [['--out', '/dev/null'], '--out "/dev/null" is not a file. Name the HTML file to write.'],
+  [['--out', ''], '--out "" is in no folder. Create the folder first.'],
+])('refuses %j, and leaves the file as it was', async (args, reason) => {
+  await writeFile(out, 'old');
+  expect(await report(...args)).toEqual({
+    ...{ code: 1, stdout: '', stderr: `${reason}\n` },
+  });
+  expect(await readFile(out, 'utf8')).toBe('old');
+  expect(await readdir(folder)).toEqual(['report.html']);
+});
+
+test('says what is missing without --out', async () => {
+  expect(await run(database.url, 'npm run report')).toEqual({
+    ...{ code: 1, stdout: '', stderr: "Required option '--out <file>' not specified.\n" },
+  });
+});
+
+test('is cancelled by SIGTERM while it waits, and writes no file', async () => {
+  await session.begin(async (holder) => {
+    await holder`lock table dim_branch in access exclusive mode`;
+    const { process, result } = start(database.url, 'npm run report', ['--out', out]);
+    await sessionsThatWait(session);
+    process.kill('SIGTERM');
+    expect(await result).toMatchObject({ code: 143, stdout: '' });
+  });
+  expect(await readdir(folder)).toEqual([]);
+});
+
+test('refuses to leave out branches that a policy hides', async () => {
+  const reader = `report_reader_${process.pid}`;
+  try {
+    const url = await urlAs(reader, 'lead_conversions_reader');
+    await session`alter table dim_branch enable row level security`;
+    const { code, stderr } = await run(url, 'npm run report', ['--out', out]);
+    expect({ code, stderr }).toEqual({
+      code: 1,
+      stderr: expect.stringContaining(
+        'query would be affected by row-level security policy for table "dim_branch"',
+      ),
+    });
+  } finally {
+    await session.unsafe(`drop role ${reader}`);
+  }
+});
+
+test('refuses a view that does not have the filters of this version', async () => {
+  await fill();
+  await session.unsafe(`
+    create table others as
+    select * from fct_lead_conversions where client_conversion_event_filter <> 'USER_CREDIT';
+    drop materialized view fct_lead_conversions;
+    create materialized view fct_lead_conversions as select * from others`);
+  const { code, stderr } = await report();
+  expect({ code, stderr }).toEqual({
+    code: 1,
+    stderr:
+      'fct_lead_conversions does not have the same users under each of the filters ALL, MEMBERSHIP, USER_CREDIT: 13 under ALL, 13 under MEMBERSHIP. Migrate the database to this version, and refresh it.\n',
+  });
+});
+
+test('reads all figures at one moment, whatever is refreshed meanwhile', async () => {
+  await fill();
+  const { db, close } = await openDatabase(database.url);
+  const environment = { ...process.env, DATABASE_URL: database.url };
+  const sum = (rows: { filter: string; users: number }[]) =>
+    rows.filter(({ filter }) => filter === 'ALL').reduce((total, { users }) => total + users, 0);
+  try {
+    const figures = await readFigures(db, {
+      ...{ statementTimeout: '1min', workMem: '4MB' },
+      onFigure: (what) => {
+        if (what === 'the months') {
+          const user = "insert into dim_user values ('new', null, null, null, '2026-01-01')";
+          execFileSync(
+            process.execPath,
+            [
+              '--input-type=module',
+              '--eval',
+              `
+            import postgres from 'postgres';
+            const session = postgres(process.env.DATABASE_URL);
+            await session.unsafe(${JSON.stringify(user)});
+            await session.end();`,
+            ],
+            { env: environment },
+          );
+          execFileSync('npm', ['run', '--silent', 'refresh'], { env: environment });
+        }
+      },
+    });
+    expect([sum(figures.headlines), sum(figures.months), sum(figures.branches)]).toEqual([
+      13, 13, 13,
+    ]);
+    const again = await readFigures(db, { statementTimeout: '1min', workMem: '4MB' });
+    expect([sum(again.headlines), sum(again.months), sum(again.branches)]).toEqual([14, 14, 14]);
+  } finally {
+    await close();
+  }
+});
