@@ -55,7 +55,7 @@ type Weights = Record<string, number>;
  * created there, and a few have no details. The same on every call.
  */
 export function gym(): Record<string, string> {
-  const random = randomNumbers(20);
+  const random = randomNumbers(2026);
   const pick = (weights: Weights): string => {
     let left = random() * Object.values(weights).reduce((sum, weight) => sum + weight, 0);
     for (const [value, weight] of Object.entries(weights)) {

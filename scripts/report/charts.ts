@@ -60,6 +60,7 @@ const config: Config = {
     labelFontSize: 10,
     labelLimit: 0,
     symbolType: 'square',
+    columnPadding: 8,
     offset: 6,
   },
 };
@@ -252,7 +253,7 @@ export const cohortsChart = (marks: CohortMark[]): Promise<string> =>
         shade: shades.find(({ upTo }) => mark.rate <= upTo)?.label,
       })),
     },
-    width: 216,
+    width: 208,
     height: { step: 15 },
     mark: { type: 'rect', stroke: 'var(--outline)', strokeWidth: 0.5 },
     encoding: {
@@ -274,7 +275,7 @@ export const cohortsChart = (marks: CohortMark[]): Promise<string> =>
           domain: shades.map(({ label }) => label),
           range: shades.map((_, shade) => `var(--shade-${shade})`),
         },
-        legend: { columns: 4, symbolStrokeColor: 'var(--outline)' },
+        legend: { columns: 4, labelFontSize: 9, symbolStrokeColor: 'var(--outline)' },
       },
     },
   });

@@ -188,7 +188,7 @@ function Tiles({ headline, headlineBefore, before, months }: Panel) {
         'Clients of all users.',
         hasYoung &&
           matureUsers > 0 &&
-          `${percent(sum(mature.map(({ clients }) => clients)), matureUsers)} of those whose month of joining is old enough to judge.`,
+          `${percent(sum(mature.map(({ clients }) => clients)), matureUsers)} in the months old enough to judge.`,
         points,
       ],
     },
@@ -208,9 +208,7 @@ function Tiles({ headline, headlineBefore, before, months }: Panel) {
     {
       term: 'Converted before joining',
       value: count(beforeJoining),
-      notes: [
-        'Clients from imports, whose purchase is older than their user. They are not in the days.',
-      ],
+      notes: ['Clients with an imported purchase. They are not in the days.'],
     },
     ...(withoutDays === 0
       ? []
@@ -445,8 +443,8 @@ async function speeds({ filter, headline, types, speeds }: Panel) {
       )}
       {beforeJoining + withoutDays > 0 && (
         <p class="muted">
-          Without {counted(beforeJoining, 'client')} from before they joined
-          {withoutDays > 0 && ` and ${count(withoutDays)} whose days are not known`}.
+          Not in this chart: {counted(beforeJoining, 'client')} from before they joined
+          {withoutDays > 0 && `, and ${count(withoutDays)} whose days are not known`}.
         </p>
       )}
     </Card>

@@ -26,6 +26,7 @@ h1 { margin: 0; font-size: 1.75rem; line-height: 1.2; }
 h2 { margin: 1.5rem 0 0.75rem; font-size: 1.35rem; }
 h3 { margin: 0 0 0.25rem; font-size: 1.05rem; line-height: 1.3; }
 p { margin: 0.25rem 0 0.5rem; max-width: 45rem; }
+header p { max-width: none; }
 .muted { color: var(--muted); font-size: 0.9rem; }
 .warning {
   margin: 0.75rem 0; padding: 0.5rem 0.75rem; max-width: none; background: var(--warning);
