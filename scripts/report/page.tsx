@@ -146,7 +146,7 @@ const notes: { figure: Query; title: string; text: string }[] = [
   {
     figure: 'months',
     title: 'Months of joining',
-    text: 'The clients of a month are those of its new users who have converted since, whenever that was. A month is too early to judge while fewer days have gone by since its end than nine in ten of all clients needed.',
+    text: 'The clients of a month are those of its new users who have converted since, whenever that was. A month is too early to judge until so many days have gone by since its end as nine in ten of all clients took at most, whenever they joined.',
   },
   {
     figure: 'cohorts',

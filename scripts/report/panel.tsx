@@ -45,6 +45,8 @@ interface Panel
   months: MonthRow[];
   /** The kinds of purchase that have converted somebody. */
   types: ConversionEventType[];
+  /** Within how many days nine in ten of all clients convert, whenever they joined. */
+  daysToJudge: number | null;
   /** The last month that is over, as far as the data go. */
   lastMonth: Month;
   isOfOneBranch: boolean;
@@ -56,8 +58,8 @@ interface MonthRow {
   clients: number;
   /** Null for several months together, and for users of whom it is not known. */
   month: Month | null;
-  /** Whether more of its users may convert: nine in ten clients had more time than it. */
-  isYoung: boolean;
+  /** Whether it is too early to judge the month: some of its users have not had `daysToJudge`. Null where there is no telling. */
+  isYoung: boolean | null;
 }
 
 /** All that is shown under one filter. */
@@ -65,12 +67,13 @@ export async function panelOf(figures: Figures, headline: Headline): Promise<Com
   const { filter } = headline;
   const of = <Figure extends { filter: ConversionEventFilter }>(all: Figure[]) =>
     all.filter((figure) => figure.filter === filter);
-  const [everybody] = of(figures.everybody);
+  const daysToJudge = of(figures.everybody)[0]?.p90Days ?? null;
   const sources = of(figures.sources);
   const panel: Panel = {
     ...{ filter, headline, sources, before: figures.before },
     headlineBefore: of(figures.before?.headlines ?? [])[0],
-    months: monthRowsOf(of(figures.months), figures.until, everybody?.p90Days ?? null),
+    daysToJudge,
+    months: monthRowsOf(of(figures.months), figures.until, daysToJudge),
     types: [...new Set(sources.map(({ type }) => type))].sort(),
     products: of(figures.products),
     speeds: of(figures.speeds),
@@ -85,9 +88,9 @@ export async function panelOf(figures: Figures, headline: Headline): Promise<Com
       <Tiles {...panel} />
       <div class="figures">
         {[
-          await months(panel),
-          await cohorts(panel),
-          await speeds(panel),
+          await monthsCard(panel),
+          await cohortsCard(panel),
+          await speedsCard(panel),
           await sourcesCard(panel),
           await productsCard(panel),
           ...branchCards(panel),
@@ -106,7 +109,7 @@ const dayOf = (day: string): number => Date.parse(`${day}T00:00:00Z`) / dayMs;
 
 /** The number of the last day of a month. */
 const endOf = (month: Month): number =>
-  Date.UTC(Math.floor(month / 12), (month % 12) + 1, 0) / dayMs;
+  new Date(0).setUTCFullYear(Math.floor(month / 12), (month % 12) + 1, 0) / dayMs;
 
 /** The last month that is over on a day. */
 const lastMonthOf = (day: string): Month => {
@@ -118,19 +121,22 @@ const lastMonthOf = (day: string): Month => {
 function monthRowsOf(
   counts: MonthCounts[],
   until: string | null,
-  p90Days: number | null,
+  daysToJudge: number | null,
 ): MonthRow[] {
-  const row = (label: string, month: Month | null, has: (month: Month | null) => boolean) => {
+  const row = (
+    label: string,
+    month: Month | null,
+    has: (month: Month | null) => boolean,
+    isYoung: boolean | null = month !== null &&
+      until !== null &&
+      daysToJudge !== null &&
+      endOf(month) + daysToJudge > dayOf(until),
+  ): MonthRow => {
     const own = counts.filter((counts) => has(counts.month));
     return {
-      ...{ label, month },
+      ...{ label, month, isYoung },
       users: sum(own.map(({ users }) => users)),
       clients: sum(own.map(({ clients }) => clients)),
-      isYoung:
-        month !== null &&
-        until !== null &&
-        p90Days !== null &&
-        endOf(month) + p90Days > dayOf(until),
     };
   };
   const untilMonth = monthOf(until) ?? Number.NEGATIVE_INFINITY;
@@ -145,15 +151,15 @@ function monthRowsOf(
   return [
     row('Earlier', null, (month) => month !== null && month < first && past.includes(month)),
     ...shown.map((month) => row(wordsOfMonth(month), month, (other) => other === month)),
-    row('Later', null, (month) => month !== null && month > untilMonth),
-    row('Not known', null, (month) => month === null),
+    row('Later', null, (month) => month !== null && month > untilMonth, null),
+    row('Not known', null, (month) => month === null, null),
   ].filter(({ month, users }) => month !== null || users > 0);
 }
 
 /** The headline figures, with their change against the months before. */
 function Tiles({ headline, headlineBefore, before, months }: Panel) {
   const { users, leads, clients, beforeJoining, withoutDays, medianDays, p90Days } = headline;
-  const mature = months.filter(({ month, isYoung }) => month !== null && !isYoung);
+  const mature = months.filter(({ isYoung }) => isYoung === false);
   const matureUsers = sum(mature.map(({ users }) => users));
   const hasYoung = months.some(({ isYoung, users }) => isYoung && users > 0);
   const than = before && `in ${wordsOfMonth(before.from)} to ${wordsOfMonth(before.to)}`;
@@ -308,27 +314,27 @@ const Numbers = (table: TableProps) => (
   </details>
 );
 
-async function months({ filter, months }: Panel) {
+async function monthsCard({ filter, months, daysToJudge }: Panel) {
   const title = 'What share of each month’s new users became clients?';
   const shown = months.filter(({ month }) => month !== null);
-  const young = shown.some(({ isYoung }) => isYoung);
   return (
     <Card id={`${filter}-months`} title={title}>
       {shown.length === 0 ? (
         <p class="muted">No user has a month of joining in these data.</p>
       ) : (
         <>
-          {young && (
+          {shown.some(({ isYoung }) => isYoung) && (
             <p class="muted">
-              Months with a hollow point and stripes are too early to judge: nine in ten clients
-              needed more time than these users have had.
+              Months with a hollow point and stripes are too early to judge: not all of their users
+              have had the {counted(daysToJudge ?? 0, 'day')} within which nine in ten of all
+              clients convert.
             </p>
           )}
           <Chart
             svg={
               await monthsChart(
                 shown.map(({ label, users, clients, isYoung }) => ({
-                  ...{ label, clients, isYoung },
+                  ...{ label, clients, isYoung: isYoung === true },
                   leads: users - clients,
                   rate: users === 0 ? null : clients / users,
                 })),
@@ -350,7 +356,7 @@ async function months({ filter, months }: Panel) {
           ]}
           rows={months.map(({ label, users, clients, isYoung }) => [
             ...[label, count(users), count(users - clients), count(clients)],
-            ...[percent(clients, users), isYoung ? 'yes' : 'no'],
+            ...[percent(clients, users), isYoung === null ? '' : isYoung ? 'yes' : 'no'],
           ])}
         />
       )}
@@ -358,7 +364,7 @@ async function months({ filter, months }: Panel) {
   );
 }
 
-async function cohorts({ filter, months, cohorts, lastMonth }: Panel) {
+async function cohortsCard({ filter, months, cohorts, lastMonth }: Panel) {
   const columns = Array.from({ length: cohortMonths + 1 }, (_, monthsUntil) => monthsUntil);
   const rows = months.flatMap(({ label, users, month }) => {
     if (month === null || users === 0) {
@@ -397,7 +403,7 @@ async function cohorts({ filter, months, cohorts, lastMonth }: Panel) {
   );
 }
 
-async function speeds({ filter, headline, types, speeds }: Panel) {
+async function speedsCard({ filter, headline, types, speeds }: Panel) {
   const clients = (type: ConversionEventType, span?: number) =>
     sum(
       speeds
