@@ -23,7 +23,7 @@ export const report = databaseCommand({
     'Writes a page with the lead conversions of the database that DATABASE_URL names: one HTML file, which needs no other file, no server and no network, and has no data of single users. A role that has been granted lead_conversions_reader may do it.',
   summary: 'writes a page with the figures, for people',
   settings: {
-    out: setting('--out <file>', 'the HTML file to write, or to replace').makeOptionMandatory(),
+    out: setting<string | undefined>('--out <file>', 'the HTML file to write, or to replace'),
     branch: setting<string | undefined>('--branch <id>', 'the one branch to report on'),
     since: setting<string | undefined>(
       '--since <month>',
@@ -38,8 +38,13 @@ export const report = databaseCommand({
   nothing: (): ReportFacts => ({ file: null, bytes: null, users: null, refreshedAt: null }),
   afterwards: 'No file was written.',
   work: async ({ database, settings, facts, signal, progress, say, warn, onCommit }) => {
+    const { out } = settings;
+    if (out === undefined) {
+      throw new Error('--out is missing. Name the HTML file to write, such as --out report.html.');
+    }
     const { figures, ...written } = await writeReport(database.db, {
       ...settings,
+      out,
       signal,
       onStep: (step) => progress.show(step),
     });
@@ -50,7 +55,7 @@ export const report = databaseCommand({
     if (warning) {
       warn(warning);
     }
-    say(`${settings.out}: written, ${Math.ceil(written.bytes / 1000)} kB, ${users} users`);
+    say(`${out}: written, ${Math.ceil(written.bytes / 1000)} kB, ${users} users`);
     return { outcome: 'written', reason: null };
   },
 });
@@ -121,9 +126,12 @@ async function targetOf(out: string): Promise<Target> {
   if (out.trim() === '' || folder === undefined) {
     throw new Error(`--out ${JSON.stringify(out)} is in no folder. Create the folder first.`);
   }
-  const found = await stat(path).catch((error: NodeJS.ErrnoException) =>
-    error.code === 'ENOENT' ? undefined : Promise.reject(error),
-  );
+  const found = await stat(path).catch((error: NodeJS.ErrnoException) => {
+    if (error.code !== 'ENOENT') {
+      throw new Error(`${path} cannot be written: ${error.message}.`, { cause: error });
+    }
+    return undefined;
+  });
   if (found && !found.isFile()) {
     throw new Error(`--out ${JSON.stringify(out)} is not a file. Name the HTML file to write.`);
   }
@@ -150,6 +158,6 @@ async function replace({ path, mode }: Target, text: string): Promise<void> {
     await rename(temporary, path);
   } catch (error) {
     await rm(temporary, { force: true });
-    throw error;
+    throw new Error(`${path} cannot be written: ${(error as Error).message}.`, { cause: error });
   }
 }

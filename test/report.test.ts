@@ -2,7 +2,7 @@ import { sql } from 'drizzle-orm';
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
 import { type Figures, readFigures } from '../scripts/report/figures.ts';
-import { percent, shorten, warningOf } from '../scripts/report/wording.ts';
+import { percent, points, shorten, warningOf } from '../scripts/report/wording.ts';
 import { conversionEventFilters, fctLeadConversions, refreshViews } from '../views/index.ts';
 import { useDatabase } from './support/database.ts';
 import { inputOf, store } from './support/generated.ts';
@@ -293,6 +293,12 @@ test('writes 0% and 100% of none and of all alone', () => {
     ...['0%', 'under 0.1%', '0.1%', 'over 99.9%'],
   ]);
   expect([percent(7, 7), percent(0, 0), percent(1, 3)]).toEqual(['100%', '–', '33.3%']);
+});
+
+test('writes a difference that is that of the shares beside it', () => {
+  expect(percent(361, 1000)).toBe(percent(3614, 10_000));
+  expect(points([3614, 10_000], [361, 1000])).toBe('0');
+  expect([points([1, 2], [1, 3]), points([1, 3], [1, 2])]).toEqual(['+16.7', '-16.7']);
 });
 
 test('writes a name on one line, by its characters, and without what turns the text around it', () => {

@@ -1,5 +1,15 @@
 import { execFileSync } from 'node:child_process';
-import { chmod, mkdtemp, readdir, readFile, rm, stat, symlink, writeFile } from 'node:fs/promises';
+import {
+  chmod,
+  mkdir,
+  mkdtemp,
+  readdir,
+  readFile,
+  rm,
+  stat,
+  symlink,
+  writeFile,
+} from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import postgres from 'postgres';
@@ -120,11 +130,38 @@ test.each([
   expect(await readdir(folder)).toEqual(['report.html']);
 });
 
-test('says what is missing without --out', async () => {
+test('says what is missing without --out, and where npm has taken it for its own', async () => {
   expect(await run(database.url, 'npm run report')).toEqual({
-    ...{ code: 1, stdout: '', stderr: "Required option '--out <file>' not specified.\n" },
+    ...{ code: 1, stdout: '' },
+    stderr: '--out is missing. Name the HTML file to write, such as --out report.html.\n',
+  });
+  const byNpm = { npm_lifecycle_event: 'report', npm_config_out: out };
+  expect(await run(database.url, 'npm run report', [out], byNpm)).toMatchObject({ code: 1 });
+  expect(await run(database.url, 'npm run report', [], byNpm)).toEqual({
+    ...{ code: 1, stdout: '' },
+    stderr:
+      'npm has taken --out for a setting of its own. Put -- before all options: npm run report -- --out …\n',
   });
 });
+
+test.skipIf(process.getuid?.() !== 0)(
+  'names the file that it cannot write, and leaves nothing',
+  async () => {
+    const small = join(folder, 'small');
+    await mkdir(small);
+    execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=16k', 'tmpfs', small]);
+    try {
+      const file = join(small, 'report.html');
+      expect(await run(database.url, 'npm run report', ['--out', file])).toEqual({
+        ...{ code: 1, stdout: '' },
+        stderr: `${file} cannot be written: ENOSPC: no space left on device, write.\n`,
+      });
+      expect(await readdir(small)).toEqual([]);
+    } finally {
+      execFileSync('umount', [small]);
+    }
+  },
+);
 
 test('is cancelled by SIGTERM while it waits, and writes no file', async () => {
   await session.begin(async (holder) => {

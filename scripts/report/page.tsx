@@ -110,26 +110,36 @@ const Scope = ({ figures: { branch, since, withoutJoining } }: { figures: Figure
   </p>
 );
 
-const Freshness = ({ figures }: { figures: Figures }) => (
-  <>
-    <p>
-      {figures.refreshedAt && (
-        <>
-          Data as of{' '}
-          <time dateTime={figures.refreshedAt}>{wordsOfInstant(figures.refreshedAt)} UTC</time>
-          {'. '}
-        </>
-      )}
-      {figures.until && (
-        <>
-          The latest user or conversion is of{' '}
-          <time dateTime={figures.until}>{wordsOfDay(figures.until)}</time>.
-        </>
-      )}
-    </p>
-    <Warning {...figures} />
-  </>
-);
+const Freshness = ({ figures }: { figures: Figures }) => {
+  const silence = daysOfSilence(figures);
+  return (
+    <>
+      <p>
+        {figures.refreshedAt && (
+          <>
+            Data as of{' '}
+            <time dateTime={figures.refreshedAt}>{wordsOfInstant(figures.refreshedAt)} UTC</time>
+            {'. '}
+          </>
+        )}
+        {figures.until && (
+          <>
+            The latest user or conversion is of{' '}
+            <time dateTime={figures.until}>{wordsOfDay(figures.until)}</time>
+            {silence > 7 && `, ${counted(silence, 'day')} earlier`}.
+          </>
+        )}
+      </p>
+      <Warning {...figures} />
+    </>
+  );
+};
+
+/** Whole days from the latest user or conversion to the refresh: many of them where nobody loads data any more. */
+const daysOfSilence = ({ refreshedAt, until }: Figures): number =>
+  refreshedAt === null || until === null
+    ? 0
+    : Math.floor((Date.parse(refreshedAt) - Date.parse(until)) / 86_400_000);
 
 const Warning = (figures: Figures) => {
   const text = warningOf(figures);
@@ -191,8 +201,6 @@ const Notes = ({ figures }: { figures: Figures }) => (
     <p>
       All days and months are those on the clock of the user’s own branch, and those of UTC where a
       branch has no time zone. Everything is read at one moment, from the view fct_lead_conversions.
-      {figures.before &&
-        ' Where these months are compared with as many months before them, remember that later users have had less time to convert.'}
     </p>
     <div class="figures">
       {notes.map(({ figure, title, text }) => (

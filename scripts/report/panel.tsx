@@ -18,6 +18,7 @@ import {
   counted,
   inDays,
   percent,
+  points,
   shorten,
   wordsOfFilter,
   wordsOfMonth,
@@ -86,6 +87,12 @@ export async function panelOf(figures: Figures, headline: Headline): Promise<Com
     <section class={`panel ${filter}`} aria-labelledby={`${filter}-title`} key={filter}>
       <h2 id={`${filter}-title`}>{wordsOfFilter(filter)}</h2>
       <Tiles {...panel} />
+      {panel.before && (
+        <p class="muted">
+          Users who joined later have had less time to convert than those with whom they are
+          compared.
+        </p>
+      )}
       <div class="figures">
         {[
           await monthsCard(panel),
@@ -167,9 +174,9 @@ function Tiles({ headline, headlineBefore, before, months }: Panel) {
     than && now !== null && then !== null && then !== undefined
       ? `${change(now - then)} against ${count(then)} ${than}`
       : undefined;
-  const points =
+  const rateBefore =
     than && headlineBefore && users > 0
-      ? `${change(100 * (clients / users - headlineBefore.clients / headlineBefore.users))} points against ${percent(headlineBefore.clients, headlineBefore.users)} ${than}`
+      ? `${points([clients, users], [headlineBefore.clients, headlineBefore.users])} points against ${percent(headlineBefore.clients, headlineBefore.users)} ${than}`
       : undefined;
   const tiles: { term: string; value: string; notes: (string | undefined | false)[] }[] = [
     {
@@ -195,7 +202,7 @@ function Tiles({ headline, headlineBefore, before, months }: Panel) {
         hasYoung &&
           matureUsers > 0 &&
           `${percent(sum(mature.map(({ clients }) => clients)), matureUsers)} in the months old enough to judge.`,
-        points,
+        rateBefore,
       ],
     },
     {
@@ -571,7 +578,7 @@ function branchCards({ filter, headline, branches, isOfOneBranch }: Panel): Comp
             rows={compared.map((branch) => [
               <Branch {...branch} key="branch" />,
               ...[count(branch.users), percent(branch.clients, branch.users)],
-              change(100 * difference(branch)),
+              points([branch.clients, branch.users], [headline.clients, headline.users]),
             ])}
           />
         )}

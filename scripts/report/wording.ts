@@ -43,7 +43,7 @@ export function percent(part: number, whole: number): string {
   if (whole === 0) {
     return '–';
   }
-  const rounded = Math.round((1000 * part) / whole);
+  const rounded = perMille(part, whole);
   if (rounded === 0 && part > 0) {
     return `under ${percents.format(0.001)}`;
   }
@@ -52,6 +52,12 @@ export function percent(part: number, whole: number): string {
   }
   return percents.format(rounded / 1000);
 }
+
+/** How many points one share is above another, as far as both are written. Both have a whole. */
+export const points = (one: [part: number, whole: number], other: [part: number, whole: number]) =>
+  change((perMille(...one) - perMille(...other)) / 10);
+
+const perMille = (part: number, whole: number): number => Math.round((1000 * part) / whole);
 
 /** A number of days, if there is one. */
 export const inDays = (number: number | null): string =>
