@@ -32,7 +32,8 @@ async function execute(program: string, ...args: string[]): Promise<string> {
     env: {
       ...process.env,
       ...{ npm_lifecycle_event: undefined, VITEST: undefined, VITEST_POOL_ID: undefined },
-      ...{ VITEST_WORKER_ID: undefined, NODE_ENV: undefined, CI: undefined },
+      ...{ VITEST_WORKER_ID: undefined, NODE_ENV: undefined },
+      ...{ CI: undefined, CHROMIUM: '' }, // without the tests in a browser
     },
     maxBuffer: 2 ** 26,
   }).catch(({ stdout, stderr }) => {

@@ -291,7 +291,9 @@ function refuseUnequal(headlines: Headline[]): void {
   const counts = new Set(headlines.map(({ users }) => users));
   const found = headlines.map(({ filter }) => filter).sort();
   if (found.length > 0 && (`${found}` !== `${declared}` || counts.size > 1)) {
-    const each = headlines.map(({ filter, users }) => `${users} under ${filter}`);
+    const each = headlines
+      .toSorted((one, other) => (one.filter < other.filter ? -1 : 1))
+      .map(({ filter, users }) => `${users} under ${filter}`);
     throw new Error(
       `${view} does not have the same users under each of the filters ${declared.join(', ')}: ${each.join(', ')}. Migrate the database to this version, and refresh it.`,
     );
