@@ -13,7 +13,9 @@ import { filters, patience } from './support/sessions.ts';
 
 const unmigrated = useUnmigratedDatabase();
 
-test('migrate, load and refresh take an empty database to both reports', async () => {
+test('migrate, load and refresh take an empty database to both reports', {
+  timeout: 240_000, // eight commands, each of which opens an embedded database anew
+}, async () => {
   const { url } = unmigrated;
   const rows = 13 * filters;
   expect(await run(url, 'drizzle-kit migrate')).toMatchObject({
