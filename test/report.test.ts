@@ -258,6 +258,10 @@ test('warns of figures that are older than 26 hours, and of those that nobody ha
   expect(warningOf(await read())).toBe(
     'These figures were 26 hours old when the report was made. The nightly refresh has not run.',
   );
+  await database.db.execute(sql`update view_refreshes set started_at = now() + interval '1 hour'`);
+  expect(warningOf(await read())).toBe(
+    'It is not known how old these figures are, because the clock of the server was set back since the latest refresh.',
+  );
   await database.db.execute(sql`update view_refreshes set server = 'another'`);
   expect(warningOf(await read())).toBe(
     'It is not known how old these figures are, because the views have not been refreshed since they were created.',

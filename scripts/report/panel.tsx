@@ -134,10 +134,9 @@ function monthRowsOf(
     label: string,
     month: Month | null,
     has: (month: Month | null) => boolean,
-    isYoung: boolean | null = month !== null &&
-      until !== null &&
-      daysToJudge !== null &&
-      endOf(month) + daysToJudge > dayOf(until),
+    isYoung = month === null || until === null || daysToJudge === null
+      ? null
+      : endOf(month) + daysToJudge > dayOf(until),
   ): MonthRow => {
     const own = counts.filter((counts) => has(counts.month));
     return {
@@ -158,8 +157,8 @@ function monthRowsOf(
   return [
     row('Earlier', null, (month) => month !== null && month < first && past.includes(month)),
     ...shown.map((month) => row(wordsOfMonth(month), month, (other) => other === month)),
-    row('Later', null, (month) => month !== null && month > untilMonth, null),
-    row('Not known', null, (month) => month === null, null),
+    row('Later', null, (month) => month !== null && month > untilMonth),
+    row('Not known', null, (month) => month === null),
   ].filter(({ month, users }) => month !== null || users > 0);
 }
 

@@ -113,6 +113,9 @@ export function warningOf({ refreshedAt, hoursOld }: Figures): string | null {
   if (refreshedAt === null) {
     return 'It is not known how old these figures are, because the views have not been refreshed since they were created.';
   }
+  if (hoursOld !== null && hoursOld < 0) {
+    return 'It is not known how old these figures are, because the clock of the server was set back since the latest refresh.';
+  }
   return hoursOld !== null && hoursOld > warningHours
     ? `These figures were ${counted(Math.floor(hoursOld), 'hour')} old when the report was made. The nightly refresh has not run.`
     : null;
