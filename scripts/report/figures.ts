@@ -139,6 +139,8 @@ export interface FiguresOptions {
 /** Whose conversions are counted. */
 interface Scope {
   branch?: string | undefined;
+  /** When the latest refresh began, an instant in ISO 8601. */
+  refreshedAt: string | null;
   from?: Month | null;
   /** The last month of joining. */
   to?: Month | undefined;
@@ -167,10 +169,11 @@ export async function readFigures(session: Session, options: FiguresOptions): Pr
         .from(sql`(${query}) as figure`);
       return rows.map(({ row }) => rowOf<Result>(row));
     };
-    const scope: Scope = { branch: branchId, from: since };
     const branch = branchId === undefined ? null : await branchOf(tx, branchId);
     const [refresh] = await read<Refresh>('the latest refresh', latestRefresh);
     const refreshedAt = refresh?.startedAt ?? null;
+    const everybodyScope: Scope = { branch: branchId, refreshedAt };
+    const scope: Scope = { ...everybodyScope, from: since };
     const queries = {
       refresh: latestRefresh,
       period: periodOf(refreshedAt, scope),
@@ -183,16 +186,17 @@ export async function readFigures(session: Session, options: FiguresOptions): Pr
       branches: branchesOf(scope),
     };
     const [period] = await read<Period>('the days of the data', queries.period);
-    const { until = null, firstMonth = null, withoutJoining = 0 } = period ?? {};
+    const { until = null, withoutJoining = 0 } = period ?? {};
     const headlines = await read<Headline>('the headline figures', queries.headlines);
     refuseUnequal(headlines);
     const everybody =
-      since === null
-        ? headlines
-        : await read<Headline>('all users', headlinesOf({ branch: branchId }));
-    const window = monthsBefore(since, monthOf(until), firstMonth);
-    const before = window
-      ? await read<Headline>('the months before', headlinesOf({ branch: branchId, ...window }))
+      since === null ? headlines : await read<Headline>('all users', headlinesOf(everybodyScope));
+    const window = monthsBefore(since, monthOf(until));
+    const begin = { ...everybodyScope, from: window?.from ?? null, to: window?.from };
+    // One user of long before does not mean that the data begin early enough.
+    const isCompared = window && (await read('the first of them', headlinesOf(begin))).length > 0;
+    const before = isCompared
+      ? await read<Headline>('the months before', headlinesOf({ ...everybodyScope, ...window }))
       : [];
     return {
       branch,
@@ -237,7 +241,6 @@ interface Refresh {
 
 interface Period {
   until: string | null;
-  firstMonth: Month | null;
   withoutJoining: number;
 }
 
@@ -329,14 +332,18 @@ const firstDay = (month: Month): string => {
   return `${year}-${String((month % 12) + 1).padStart(2, '0')}-01`;
 };
 
-/** As many months before a month as there are from it on, if the data begins early enough. */
-function monthsBefore(since: Month | null, last: Month | null, first: Month | null) {
-  if (since === null || last === null || first === null || last < since) {
+/** As many months before a month as there are from it on up to the last one. */
+function monthsBefore(since: Month | null, last: Month | null) {
+  if (since === null || last === null || last < since) {
     return null;
   }
   const from = since - (last - since + 1);
-  return from < first ? null : { from, to: since - 1 };
+  return from < 12 ? null : { from, to: since - 1 }; // in the years that Postgres writes as ours
 }
+
+/** The last local time that the refresh can have seen, in any time zone. */
+const latestOf = (refreshedAt: string | null): SQL =>
+  sql`${refreshedAt === null ? sql`now()` : sql`${refreshedAt}::timestamptz`} at time zone 'UTC' + interval '14 hours'`;
 
 /** A row as it comes from Postgres: its columns have their SQL names, its months are days. */
 type Row = Record<string, unknown>;
@@ -353,7 +360,7 @@ function rowOf<Result>(row: Row): Result {
  * One row per user and filter, as a CTE: what all figures count. It is written once, and
  * Postgres leaves out the columns that a figure does not need.
  */
-function conversionsOf({ branch, from = null, to }: Scope): SQL {
+function conversionsOf({ branch, refreshedAt, from = null, to }: Scope): SQL {
   const conditions = [
     branch === undefined ? undefined : sql`branch_id = ${branch}`,
     from === null ? undefined : sql`local_user_created_at >= ${firstDay(from)}::date`,
@@ -385,9 +392,13 @@ conversions as (
 
         -- Days and months on the calendar of the branch, from the one of joining
         -- to the one of the conversion. NULL for a lead, and where one of the two
-        -- is not known. Below 0 for a purchase on an earlier day.
-        client_conversion_event_local_created_at::date
-            - local_user_created_at::date as days,
+        -- is not known: a date after the refresh is a mistake of upstream. Below 0
+        -- for a purchase on an earlier day.
+        case
+            when client_conversion_event_local_created_at <= ${latestOf(refreshedAt)}
+                then client_conversion_event_local_created_at::date
+                    - local_user_created_at::date
+        end as days,
         12 * extract(year from client_conversion_event_local_created_at)
             + extract(month from client_conversion_event_local_created_at)
             - 12 * extract(year from local_user_created_at)
@@ -602,12 +613,6 @@ select
         max(client_conversion_event_local_created_at)
             filter (where client_conversion_event_local_created_at <= refresh.latest)
     )::date as until,
-    date_trunc('month', min(local_user_created_at)${
-      branch === undefined
-        ? sql``
-        : sql`
-        filter (where branch_id = ${branch})`
-    })::date as first_month,
     count(*) filter (
         where client_conversion_event_filter = 'ALL'
             and local_user_created_at is null${

@@ -228,7 +228,9 @@ function Tiles({ headline, headlineBefore, before, months }: Panel) {
           {
             term: 'Days not known',
             value: count(withoutDays),
-            notes: ['Clients without a date of joining or of conversion.'],
+            notes: [
+              'Clients without a date of joining or of conversion, or with one after the refresh.',
+            ],
           },
         ]),
   ];
