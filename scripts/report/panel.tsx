@@ -540,13 +540,25 @@ async function productsCard({ filter, products, types, headline }: Panel) {
   );
 }
 
-/** A branch by its name; by its identifier where it has none. */
-const Branch = ({ branchId, name }: BranchCounts) =>
-  branchId === null ? <>No branch</> : <bdi>{shorten(name ?? branchId, 100)}</bdi>;
+/** A branch by its name; by its identifier where it has none, and with it where others are called the same. */
+const Branch = ({ branchId, name, isShared }: BranchCounts & { isShared: boolean }) =>
+  branchId === null ? (
+    <>No branch</>
+  ) : (
+    <bdi>
+      {shorten(name ?? branchId, 100)}
+      {isShared && ` (${shorten(branchId, 100)})`}
+    </bdi>
+  );
 
 function branchCards({ filter, headline, branches, isOfOneBranch }: Panel): ComponentChildren[] {
   const whole = headline.users === 0 ? 0 : headline.clients / headline.users;
   const difference = ({ users, clients }: BranchCounts) => clients / users - whole;
+  const named = new Map<string | null, number>();
+  for (const { name } of branches) {
+    named.set(name, (named.get(name) ?? 0) + 1);
+  }
+  const isShared = ({ name }: BranchCounts) => name !== null && (named.get(name) ?? 0) > 1;
   const large = branches.filter(({ branchId, users }) => branchId !== null && users >= leastUsers);
   const compared = large
     .toSorted((one, other) => Math.abs(difference(other)) - Math.abs(difference(one)))
@@ -557,7 +569,7 @@ function branchCards({ filter, headline, branches, isOfOneBranch }: Panel): Comp
       columns={['Branch', 'City', 'Users', 'Clients', 'Conversion rate', 'Half convert within']}
       textColumns={2}
       rows={branches.map((branch) => [
-        <Branch {...branch} key="branch" />,
+        <Branch {...branch} isShared={isShared(branch)} key="branch" />,
         branch.city === null ? '' : <bdi key="city">{shorten(branch.city, 60)}</bdi>,
         ...[count(branch.users), count(branch.clients)],
         ...[percent(branch.clients, branch.users), inDays(branch.medianDays)],
@@ -577,7 +589,7 @@ function branchCards({ filter, headline, branches, isOfOneBranch }: Panel): Comp
             caption="Branches whose conversion rate differs most"
             columns={['Branch', 'Users', 'Conversion rate', 'Difference in points']}
             rows={compared.map((branch) => [
-              <Branch {...branch} key="branch" />,
+              <Branch {...branch} isShared={isShared(branch)} key="branch" />,
               ...[count(branch.users), percent(branch.clients, branch.users)],
               points([branch.clients, branch.users], [headline.clients, headline.users]),
             ])}
