@@ -66,13 +66,12 @@ export function command<Own extends Settings>(usage: Usage<Own>): Command {
  * also come from its configuration.
  */
 function refuseSwallowed(name: string, options: Setting<unknown>[]): void {
-  const isByNpm = process.env.npm_lifecycle_event === name;
   const swallowed = options.find(
     ({ long }) =>
       !['--json', '--force'].includes(long ?? '') &&
-      process.env[`npm_config_${long?.slice(2).replaceAll('-', '_')}`],
+      process.env[`npm_config_${long?.slice(2).replaceAll('-', '_')}`] !== undefined,
   );
-  if (isByNpm && swallowed) {
+  if (swallowed) {
     throw new Error(
       `npm has taken ${swallowed.long} for a setting of its own. Put -- before all options: npm run ${name} -- ${swallowed.long} …`,
     );

@@ -70,6 +70,9 @@ from fct_client_conversion_events
 order by user_id`,
 };
 
+/** The last midnight in UTC. */
+const today = () => new Date(new Date().setUTCHours(0, 0, 0, 0));
+
 const program = command({
   name: 'demo',
   isOfRepository: true,
@@ -96,7 +99,7 @@ const program = command({
 
   // The made-up gym takes the place of the sample.
   const folder = await mkdtemp(join(tmpdir(), 'lead-conversions-demo-'));
-  for (const [file, text] of Object.entries(gym())) {
+  for (const [file, text] of Object.entries(gym(today()))) {
     await writeFile(join(folder, file), text);
   }
   await loadFolder(database, folder, { isSnapshot: true, maxLoss: '100%' });

@@ -1,10 +1,10 @@
 import { randomUUID } from 'node:crypto';
-import { chmod, open, realpath, rename, rm, stat } from 'node:fs/promises';
+import { chmod, lstat, open, realpath, rename, rm, stat } from 'node:fs/promises';
 import { dirname, resolve } from 'node:path';
 import type { Session } from '../views/session.ts';
 import { databaseCommand } from './command.ts';
 import { type Figures, type FiguresOptions, readFigures } from './report/figures.ts';
-import { warningOf } from './report/wording.ts';
+import { counted, warningsOf } from './report/wording.ts';
 import { bounds, setting } from './settings.ts';
 
 /** What --json prints of a report. */
@@ -33,7 +33,7 @@ export const report = databaseCommand({
     statementTimeout: bounds.statementTimeout,
     workMem: bounds.workMem,
   },
-  exitCodes: { 0: 'written; figures that are older than 26 hours are a warning' },
+  exitCodes: { 0: 'written, perhaps with warnings on stderr and on the page' },
   example: '--out report.html --since 2026-01',
   nothing: (): ReportFacts => ({ file: null, bytes: null, users: null, refreshedAt: null }),
   afterwards: 'No file was written.',
@@ -51,11 +51,8 @@ export const report = databaseCommand({
     onCommit({ outcome: 'written', reason: null });
     const users = figures.headlines[0]?.users ?? 0;
     Object.assign(facts, { ...written, users, refreshedAt: figures.refreshedAt });
-    const warning = warningOf(figures);
-    if (warning) {
-      warn(warning);
-    }
-    say(`${out}: written, ${Math.ceil(written.bytes / 1000)} kB, ${users} users`);
+    warningsOf(figures).forEach(warn);
+    say(`${out}: written, ${Math.ceil(written.bytes / 1000)} kB, ${counted(users, 'user')}`);
     return { outcome: 'written', reason: null };
   },
 });
@@ -80,16 +77,25 @@ export async function writeReport(
   { out, title, onStep, ...options }: ReportOptions,
 ): Promise<{ file: string; bytes: number; figures: Figures }> {
   const { pageOf } = await loadPage();
-  const target = await targetOf(out);
-  const figures = await readFigures(session, {
-    ...options,
-    onFigure: (what) => onStep?.(`reading ${what}`),
-  });
-  onStep?.('drawing');
-  const page = await pageOf(figures, title);
-  options.signal?.throwIfAborted();
-  await replace(target, page);
-  return { file: target.path, bytes: Buffer.byteLength(page), figures };
+  if (title.trim() === '') {
+    throw new Error('--title is empty. Leave it out, or give the page a title.');
+  }
+  for (let attempt = 0; attempt < 3; attempt += 1) {
+    const target = await targetOf(out);
+    const figures = await readFigures(session, {
+      ...options,
+      onFigure: (what) => onStep?.(`reading ${what}`),
+    });
+    onStep?.('drawing');
+    const page = await pageOf(figures, title);
+    options.signal?.throwIfAborted();
+    if (await replace(target, page)) {
+      return { file: target.path, bytes: Buffer.byteLength(page), figures };
+    }
+  }
+  throw new Error(
+    `${out} was replaced by others three times while this report was made. Let one job at a time write it.`,
+  );
 }
 
 /**
@@ -117,45 +123,66 @@ interface Target {
   path: string;
   /** The permissions of the file that is replaced. */
   mode: number | undefined;
+  /** Tells the file that is there from another one. */
+  state: string;
 }
 
 /** Where to write. Throws an Error where that cannot be a file. */
 async function targetOf(out: string): Promise<Target> {
+  const given = JSON.stringify(out);
   const path = resolve(out);
-  const folder = await realpath(dirname(path)).catch(() => undefined);
-  if (out.trim() === '' || folder === undefined) {
-    throw new Error(`--out ${JSON.stringify(out)} is in no folder. Create the folder first.`);
+  if (out.trim() === '' || /[/\\]$/.test(out)) {
+    throw new Error(`--out ${given} names no file. Name the HTML file to write.`);
   }
-  const found = await stat(path).catch((error: NodeJS.ErrnoException) => {
+  const isThere = await lstat(path).catch((error: NodeJS.ErrnoException) => {
     if (error.code !== 'ENOENT') {
-      throw new Error(`${path} cannot be written: ${error.message}.`, { cause: error });
+      throw new Error(`--out ${given} cannot be written: ${error.message}.`, { cause: error });
     }
     return undefined;
   });
-  if (found && !found.isFile()) {
-    throw new Error(`--out ${JSON.stringify(out)} is not a file. Name the HTML file to write.`);
+  if (isThere === undefined) {
+    if (!(await stat(dirname(path)).catch(() => undefined))) {
+      throw new Error(`--out ${given} is in no folder. Create the folder first.`);
+    }
+    return { path, mode: undefined, state: await stateOf(path) };
   }
-  return { path: found ? await realpath(path) : path, mode: found && found.mode & 0o777 };
+  const found = await stat(path).catch(() => undefined);
+  if (!found?.isFile()) {
+    throw new Error(`--out ${given} is not a file. Name the HTML file to write.`);
+  }
+  const target = await realpath(path);
+  return { path: target, mode: found.mode & 0o777, state: await stateOf(target) };
 }
+
+const stateOf = async (path: string): Promise<string> => {
+  const found = await stat(path, { bigint: true }).catch(() => undefined);
+  return found ? `${found.ino} ${found.mtimeNs}` : 'not there';
+};
 
 /**
  * Writes a file under another name beside the old one, and gives it that name then: whoever
- * reads the old one meanwhile reads all of it.
+ * reads the old one meanwhile reads all of it. Returns false, and does nothing, if the file has
+ * been replaced meanwhile: the figures in it may be younger.
  */
-async function replace({ path, mode }: Target, text: string): Promise<void> {
+async function replace({ path, mode = 0o666, state }: Target, text: string): Promise<boolean> {
   const temporary = `${path}.${randomUUID()}.tmp`;
   try {
-    const file = await open(temporary, 'wx');
+    const file = await open(temporary, 'wx', mode);
     try {
       await file.writeFile(text);
       await file.sync();
     } finally {
       await file.close();
     }
-    if (mode !== undefined) {
-      await chmod(temporary, mode);
+    if (state !== 'not there') {
+      await chmod(temporary, mode); // whatever the umask
+    }
+    if ((await stateOf(path)) !== state) {
+      await rm(temporary);
+      return false;
     }
     await rename(temporary, path);
+    return true;
   } catch (error) {
     await rm(temporary, { force: true });
     throw new Error(`${path} cannot be written: ${(error as Error).message}.`, { cause: error });

@@ -1,8 +1,9 @@
 import { sql } from 'drizzle-orm';
 import fc from 'fast-check';
+import { Temporal } from 'temporal-polyfill';
 import { expect, test } from 'vitest';
-import { type Figures, readFigures } from '../scripts/report/figures.ts';
-import { percent, points, shorten, warningOf } from '../scripts/report/wording.ts';
+import { type Figures, type Headline, readFigures } from '../scripts/report/figures.ts';
+import { percent, points, shorten, warningsOf } from '../scripts/report/wording.ts';
 import { conversionEventFilters, fctLeadConversions, refreshViews } from '../views/index.ts';
 import { useDatabase } from './support/database.ts';
 import { inputOf, store } from './support/generated.ts';
@@ -93,7 +94,7 @@ function figuresOf(rows: Row[]) {
     ]).map(([[filter, name, type], rows]) => ({ filter, name, type, clients: rows.length })),
     speeds: groupsOf(fromJoining, (row) => [
       ...[filterOf(row), typeOf(row)],
-      [0, 1, 8, 31, 91, 181, 366].filter((first) => first <= (daysOf(row) ?? -1)).length,
+      [0, 1, 8, 31, 91, 366].filter((first) => first <= (daysOf(row) ?? -1)).length,
     ]).map(([[filter, type, span], rows]) => ({ filter, type, span, clients: rows.length })),
     cohorts: groupsOf(fromJoining, (row) => {
       const month = monthOf(row.local_user_created_at) || 0;
@@ -158,18 +159,52 @@ test('every figure is what a plain recomputation makes of any input', async () =
           : own.filter((row) => joined(row) === null && filterOf(row) === 'ALL').length,
       );
 
-      const begin = monthOf(since ?? null) || 0;
-      const end = 2 * begin - (monthOf(until) || 0) - 1;
-      const before = own.filter((row) => {
-        const month = monthOf(joined(row));
-        return month !== null && month !== '' && month >= end && month < begin;
-      });
-      const isCompared =
-        since !== undefined &&
-        (until ?? '') >= since &&
-        own.some((row) => monthOf(joined(row)) === end);
-      expect(figures.before && sorted(figures.before.headlines)).toEqual(
-        isCompared ? sorted(figuresOf(before).headlines) : null,
+      const zoneOf = (branchId: string | null) =>
+        generated.branches.find(({ branch_id }) => branch_id === branchId)?.timezone_id ?? 'UTC';
+      const instants = all.flatMap((row) =>
+        [joined(row), row.client_conversion_event_local_created_at]
+          .filter((time) => time !== null)
+          .map((time) => Temporal.PlainDateTime.from(time).toZonedDateTime(zoneOf(row.branch_id))),
+      );
+      const latest = instants.sort(Temporal.ZonedDateTime.compare).at(-1)?.toInstant();
+      const days = own.map(({ branch_id }) =>
+        latest?.toZonedDateTimeISO(zoneOf(branch_id)).toPlainDate().subtract({ days: 1 }),
+      );
+      const completeUntil = days.map(String).sort()[0];
+      expect(figures.completeUntil).toBe(latest ? (completeUntil ?? null) : null);
+
+      if (!since || !latest || !completeUntil || !until) {
+        expect(figures.comparison).toBeNull();
+        return;
+      }
+      const month = (text: string) => Temporal.PlainYearMonth.from(text.slice(0, 7));
+      const end = Temporal.PlainDate.from(completeUntil);
+      const last =
+        end.day === end.daysInMonth
+          ? month(completeUntil)
+          : month(completeUntil).subtract({ months: 1 });
+      const length = month(since).until(last, { largestUnit: 'months' }).months + 1;
+      const first = month(since).subtract({ months: Math.max(length, 0) });
+      const within = (from: Temporal.PlainYearMonth, to: Temporal.PlainYearMonth) =>
+        own.filter((row) => {
+          const text = joined(row)?.slice(0, 7) ?? '';
+          return text >= from.toString() && text <= to.toString();
+        });
+      const now = within(month(since), last);
+      if (length < 1 || now.length === 0 || within(first, first).length === 0) {
+        expect(figures.comparison).toBeNull();
+        return;
+      }
+      const asOf = Temporal.PlainDate.from(until).subtract({ months: length }).toString();
+      const before = within(first, month(since).subtract({ months: 1 })).map((row) =>
+        (row.client_conversion_event_local_created_at ?? '').slice(0, 10) > asOf
+          ? { ...row, lead_status: 'LEAD', client_conversion_event_local_created_at: null }
+          : row,
+      );
+      expect(figures.comparison?.asOf).toBe(asOf);
+      expect(sorted(figures.comparison?.headlines ?? [])).toEqual(sorted(figuresOf(now).headlines));
+      expect(sorted(figures.comparison?.headlinesBefore ?? [])).toEqual(
+        sorted(figuresOf(before).headlines),
       );
     }),
     { numRuns: 60 },
@@ -221,56 +256,114 @@ test('names the ten sources and products with the most clients, and puts the res
   }
 });
 
-test('compares with as many months before, if the data begin that early', async () => {
+test('compares whole months with as many before, as they were at that time', async () => {
   await storeUsers([
-    { joined: '2025-11-30', bought: '2026-01-02' },
+    { joined: '2025-11-30', bought: '2026-01-02' }, // after 31 December, two months before the end
     { joined: '2025-12-01' },
-    { joined: '2025-12-31', bought: '2026-01-05' },
+    { joined: '2025-12-31', bought: '2025-12-31' },
     { joined: '2026-01-01', bought: '2026-02-28' },
+    { joined: '2026-03-01', bought: '2026-03-02' }, // in a month that is not over
     { joined: null },
   ]);
-  const two = await read({ since: '2026-01' });
-  expect(rows(two)).toMatchObject({ users: 1, clients: 1, leads: 0 });
-  expect(two.withoutJoining).toBe(1);
-  expect(two.before).toMatchObject({ from: 2025 * 12 + 10, to: 2025 * 12 + 11 });
-  expect(two.before?.headlines.find(({ filter }) => filter === 'ALL')).toMatchObject({
-    ...{ users: 3, clients: 2, leads: 1 },
+  const all = (headlines: Headline[] = []) => headlines.find(({ filter }) => filter === 'ALL');
+  const january = await read({ since: '2026-01' });
+  expect(all(january.headlines)).toMatchObject({ users: 2, clients: 2, leads: 0 });
+  expect(january.withoutJoining).toBe(1);
+  expect(january.comparison).toMatchObject({
+    ...{ months: [2026 * 12, 2026 * 12 + 1], monthsBefore: [2025 * 12 + 10, 2025 * 12 + 11] },
+    asOf: '2026-01-02',
   });
-  expect((await read({ since: '2025-12' })).before).toBeNull(); // three months, of which one is there
-  expect((await read({ since: '2026-03' })).before).toBeNull(); // after the data
-  expect((await read()).before).toBeNull();
+  expect(all(january.comparison?.headlines)).toMatchObject({ users: 1, clients: 1 });
+  expect(all(january.comparison?.headlinesBefore)).toMatchObject({
+    users: 3,
+    clients: 2,
+    leads: 1,
+  });
+  expect((await read({ since: '2025-12' })).comparison).toBeNull(); // three months, of which one is there
+  expect((await read({ since: '2026-03' })).comparison).toBeNull(); // none is over
+  expect((await read()).comparison).toBeNull();
 });
 
-test('does not take a date after the refresh for the end of the data', async () => {
-  await storeUsers([{ joined: '2026-01-01', bought: '9999-12-31' }, { joined: '2026-01-31' }]);
+test('counts dates after the refresh, and leaves them out of the times', async () => {
+  await storeUsers([
+    { joined: '2026-01-01', bought: '9999-12-31' },
+    { joined: '9999-01-01', bought: '2026-01-31' },
+    { joined: '2026-01-31' },
+  ]);
   const figures = await read();
-  expect(figures.until).toBe('2026-01-31');
-  expect(rows(figures)).toMatchObject({ clients: 1, withoutDays: 1, p90Days: null });
+  expect(figures).toMatchObject({
+    until: '2026-01-31',
+    completeUntil: '2026-01-30',
+    fromFuture: 2,
+  });
+  expect(rows(figures)).toMatchObject({
+    ...{ clients: 2, withoutDays: 2, p90Days: null, beforeJoining: 0 },
+  });
+  expect(warningsOf(figures)).toContain(
+    '2 users joined or converted after the refresh, by the dates in the data. They count, but their times are left out.',
+  );
 });
 
-test('warns of figures that are older than 26 hours, and of those that nobody has refreshed', async () => {
-  await storeUsers([{ joined: '2026-01-01' }]);
-  expect(warningOf(await read())).toBeNull();
-  await database.db.execute(
-    sql`update view_refreshes set started_at = now() - interval '25.9 hours'`,
-  );
-  expect(warningOf(await read())).toBeNull();
-  await database.db.execute(
-    sql`update view_refreshes set started_at = now() - interval '26.1 hours'`,
-  );
-  expect(warningOf(await read())).toBe(
+test('a month is over once it is over on the clock of each branch', async () => {
+  await store(database, {
+    branches: [
+      { branch_id: 'apia', timezone_id: 'Pacific/Apia' },
+      { branch_id: 'honolulu', timezone_id: 'Pacific/Honolulu' },
+    ],
+    users: [
+      { user_id: 'a', branch_id: 'apia', created_at: '2026-01-31T11:30:00Z' }, // 1 February there
+      { user_id: 'h', branch_id: 'honolulu', created_at: '2026-01-31T09:00:00Z' }, // 30 January there
+    ],
+    ...{ creditPacks: [], memberships: [] },
+  });
+  await refreshViews(database.db, { maxLoss: '100%' });
+  expect(await read()).toMatchObject({ until: '2026-02-01', completeUntil: '2026-01-30' });
+  expect(await read({ branch: 'apia' })).toMatchObject({
+    ...{ until: '2026-02-01', completeUntil: '2026-01-31' },
+  });
+});
+
+test('warns of what makes the figures doubtful', async () => {
+  const today = new Date().toISOString();
+  await storeUsers([{ joined: today }]);
+  const refresh = (started: string) =>
+    database.db.execute(sql`update view_refreshes set started_at = ${started}::timestamptz`);
+  const hoursAgo = (hours: number) => new Date(Date.now() - hours * 3_600_000).toISOString();
+  expect(warningsOf(await read())).toEqual([]);
+  await refresh(hoursAgo(26.1));
+  expect(warningsOf(await read())).toContain(
     'These figures were 26 hours old when the report was made. The nightly refresh has not run.',
   );
-  await database.db.execute(sql`update view_refreshes set started_at = now() + interval '1 hour'`);
-  expect(warningOf(await read())).toBe(
-    'It is not known how old these figures are, because the clock of the server was set back since the latest refresh.',
-  );
+  await refresh(hoursAgo(-1));
+  expect(warningsOf(await read())).toEqual([
+    'Nobody knows how old these figures are: the latest refresh is in the future by the clock of the server.',
+  ]);
   await database.db.execute(sql`update view_refreshes set server = 'another'`);
-  expect(warningOf(await read())).toBe(
-    'It is not known how old these figures are, because the views have not been refreshed since they were created.',
-  );
+  expect(warningsOf(await read())).toEqual([
+    'Nobody knows how old these figures are: the views have not been refreshed since they were created. Refresh them.',
+  ]);
   await database.db.execute(sql`delete from view_refreshes`);
-  expect((await read()).refreshedAt).toBeNull();
+
+  await storeUsers([{ joined: hoursAgo(9 * 24) }]);
+  expect(warningsOf(await read())).toEqual([
+    expect.stringMatching(
+      /^The latest user or conversion dates from .*, [89] days before the refresh\. Check that data are still being loaded\.$/,
+    ),
+  ]);
+  await storeUsers([{ joined: hoursAgo(6 * 24) }]);
+  expect(warningsOf(await read())).toEqual([]);
+  expect(warningsOf(await read({ since: today.slice(0, 7) }))).toEqual(
+    hoursAgo(6 * 24).slice(0, 7) < today.slice(0, 7) ? ['There are no users to report on.'] : [],
+  );
+  await storeUsers([]);
+  expect(warningsOf(await read())).toEqual(['There are no users to report on.']);
+});
+
+test('refuses a month that is after the refresh', async () => {
+  await storeUsers([{ joined: '2026-01-01' }]);
+  await expect(read({ since: '2062-01' })).rejects.toThrow(
+    /^--since 2062-01 is after the latest refresh, which was in \d{4}-\d\d\.$/,
+  );
 });
 
 test.each(['2026', '2026-13', '2026-1', '0000-01', '2026-01-01', "'"])(
@@ -306,8 +399,9 @@ test('writes 0% and 100% of none and of all alone', () => {
 
 test('writes a difference that is that of the shares beside it', () => {
   expect(percent(361, 1000)).toBe(percent(3614, 10_000));
-  expect(points([3614, 10_000], [361, 1000])).toBe('0');
-  expect([points([1, 2], [1, 3]), points([1, 3], [1, 2])]).toEqual(['+16.7', '-16.7']);
+  expect(percent(2, 5)).toBe('40.0%');
+  expect(points([3614, 10_000], [361, 1000])).toBe('0.0');
+  expect([points([1, 2], [1, 3]), points([1, 3], [1, 2])]).toEqual(['+16.7', '−16.7']);
 });
 
 test('writes a name on one line, by its characters, and without what turns the text around it', () => {

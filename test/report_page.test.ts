@@ -101,16 +101,25 @@ const strange = [
 ];
 
 const cases: Record<string, Case> = {
-  'a gym': { fill: () => fillFrom(gym()) },
-  'a gym since January': { fill: () => fillFrom(gym()), options: { since: '2026-01' } },
-  'a branch': { fill: () => fillFrom(gym()), options: { branch: 'riverside' } },
+  'a gym': { fill: () => fillFrom(gym(new Date('2026-07-01'))) },
+  'a gym since January': {
+    fill: () => fillFrom(gym(new Date('2026-07-01'))),
+    options: { since: '2026-01' },
+  },
+  'a branch': {
+    fill: () => fillFrom(gym(new Date('2026-07-01'))),
+    options: { branch: 'riverside' },
+  },
   'the sample': {
     fill: async () => {
       await loadFolder(database, 'test/sample');
     },
   },
   nobody: { fill: async () => {} },
-  'nobody since a month': { fill: () => fillFrom(gym()), options: { since: '2030-01' } },
+  'nobody since a month': {
+    fill: () => fillFrom(gym(new Date('2026-07-01'))),
+    options: { since: '2030-01' },
+  },
   'one user': { fill: () => fillWith([{ joined: '2026-01-15' }]) },
   'no clients': {
     fill: () =>

@@ -3,8 +3,6 @@ const seasons = [1.8, 1.3, 1.1, 1, 0.9, 0.8, 0.7, 0.7, 1.4, 1.1, 0.9, 0.6];
 
 const months = 18;
 const users = 900;
-const begin = Date.UTC(2025, 0, 1);
-const end = Date.UTC(2026, 6, 1);
 const dayMs = 86_400_000;
 
 /** How large each branch is, and how likely its leads are to buy each kind first. */
@@ -49,12 +47,12 @@ type Kind = keyof typeof products;
 type Weights = Record<string, number>;
 
 /**
- * A made-up gym, as the files that a load takes: three branches, and users who joined over
- * 18 months up to June 2026, more of them in January and September. They need days to weeks to convert, and
- * some never do. A few purchases came from an older system, from before the user was
- * created there, and a few have no details. The same on every call.
+ * A made-up gym, as the files that a load takes: three branches, and users who joined in the
+ * 18 months up to an instant, more of them in January and September. They need days to weeks to
+ * convert, and some never do. A few purchases came from an older system, from before the user
+ * was created there, and a few have no details. The same on every call with the same instant.
  */
-export function gym(): Record<string, string> {
+export function gym(end: Date): Record<string, string> {
   const random = randomNumbers(2026);
   const pick = (weights: Weights): string => {
     let left = random() * Object.values(weights).reduce((sum, weight) => sum + weight, 0);
@@ -71,10 +69,19 @@ export function gym(): Record<string, string> {
     const normal = Math.sqrt(-2 * Math.log(1 - random())) * Math.cos(2 * Math.PI * random());
     return median * Math.exp(normal);
   };
+  /** The first instant of each month, and that of the month after the last one. */
+  const starts = Array.from({ length: months + 1 }, (_, index) =>
+    Date.UTC(end.getUTCFullYear(), end.getUTCMonth() - months + 1 + index, 1),
+  );
+  const [begin = 0] = starts;
+  const lengthOf = (month: number) =>
+    Math.min(starts[month + 1] ?? 0, end.getTime()) - (starts[month] ?? 0);
   const monthWeights = Object.fromEntries(
     Array.from({ length: months }, (_, month) => [
       month,
-      (seasons[month % 12] ?? 1) * (1 + month / 40),
+      (seasons[new Date(starts[month] ?? 0).getUTCMonth()] ?? 1) *
+        (1 + month / 40) *
+        (lengthOf(month) / (30 * dayMs)),
     ]),
   );
   const branchSizes = Object.fromEntries(branches.map(({ id, size }) => [id, size]));
@@ -86,7 +93,7 @@ export function gym(): Record<string, string> {
   };
   let purchases = 0;
   const buy = (kind: Kind, user: string, branch: string, at: number) => {
-    if (at >= end) {
+    if (at >= end.getTime()) {
       return; // not yet
     }
     const { names, sources } = products[kind];
@@ -105,8 +112,8 @@ export function gym(): Record<string, string> {
     if (!branch) {
       continue;
     }
-    const joined =
-      Date.UTC(2025, Number(pick(monthWeights)), 1) + random() * 28 * dayMs + 10 * 3_600_000;
+    const month = Number(pick(monthWeights));
+    const joined = (starts[month] ?? 0) + random() * lengthOf(month);
     rows.dim_user.push([
       ...[user, branch.id, `Member ${number}`, `member${number}@example.com`],
       new Date(joined).toISOString(),
@@ -139,7 +146,7 @@ export function gym(): Record<string, string> {
     'dim_branch.csv': csvOf(
       ['branch_id', 'name', 'email', 'city', 'country', 'timezone_id', 'created_at'],
       branches.map(({ id, name, city, country, zone }) => [
-        ...[id, name, `${id}@example.com`, city, country, zone, '2024-12-01'],
+        ...[id, name, `${id}@example.com`, city, country, zone, new Date(begin).toISOString()],
       ]),
     ),
     'dim_user.csv': csvOf(['user_id', 'branch_id', 'name', 'email', 'created_at'], rows.dim_user),

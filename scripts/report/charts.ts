@@ -191,7 +191,7 @@ export const namesChart = (marks: TypeMark[], types: string[]): Promise<string> 
             type: 'quantitative',
             axis: { title: 'Clients', format: ',d', tickCount: 4, tickMinStep: 1 },
           },
-          color: { field: 'type', type: 'nominal', scale: scaleOf(types) },
+          color: colorOf(marks, types),
           order: { field: 'typeOrder', type: 'quantitative' },
         },
       },
@@ -219,29 +219,34 @@ export const speedChart = (marks: TypeMark[], types: string[]): Promise<string> 
         field: 'label',
         type: 'ordinal',
         sort: inOrder(marks.map(({ label }) => label)),
-        axis: { title: 'Days since joining', labelAngle: 0, ticks: false, labelFontSize: 8 },
+        axis: { title: 'Days since joining', labelAngle: 0, ticks: false },
         scale: { paddingInner: 0.2 },
       },
-      xOffset: { field: 'type', type: 'nominal', sort: types },
+      xOffset: { field: 'type', type: 'nominal', sort: [...types] },
       y: {
         field: 'value',
         type: 'quantitative',
         axis: { title: 'Share of clients', format: '%', tickCount: 4 },
       },
-      color: { field: 'type', type: 'nominal', scale: scaleOf(types) },
+      color: colorOf(marks, types),
     },
   });
 
-/** The colour of each kind of purchase, whichever of them are there. */
-const scaleOf = (types: string[]) => ({
-  domain: types,
-  range: types.map((_, index) => `var(--type-${index + 1})`),
+/** The colour of each kind of purchase, always the same; the legend has those that are there. */
+const colorOf = (marks: TypeMark[], types: readonly string[]) => ({
+  field: 'type',
+  type: 'nominal' as const,
+  scale: { domain: [...types], range: types.map((_, index) => `var(--type-${index + 1})`) },
+  legend: { values: types.filter((type) => marks.some((mark) => mark.type === type)) },
 });
 
 /** How dark the cells of the cohorts are: the first of these that a rate is not above. */
 const shades = [
   { upTo: 0, label: 'none' },
-  ...[0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1].map((upTo) => ({ upTo, label: `to ${upTo * 100}%` })),
+  ...[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1].map((upTo, index, all) => ({
+    upTo,
+    label: `${100 * (all[index - 1] ?? 0)}–${100 * upTo}%`,
+  })),
 ];
 
 /** Month of joining by months until conversion. */
@@ -275,7 +280,7 @@ export const cohortsChart = (marks: CohortMark[]): Promise<string> =>
           domain: shades.map(({ label }) => label),
           range: shades.map((_, shade) => `var(--shade-${shade})`),
         },
-        legend: { columns: 4, labelFontSize: 9, symbolStrokeColor: 'var(--outline)' },
+        legend: { columns: 3, symbolStrokeColor: 'var(--outline)' },
       },
     },
   });

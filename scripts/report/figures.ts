@@ -86,28 +86,47 @@ export interface Figures {
   hoursOld: number | null;
   /** The local day of the latest joining or conversion in all branches, no later than the refresh. */
   until: string | null;
+  /** The last day that is over on the clocks of all branches that are reported on, as far as the data go. */
+  completeUntil: string | null;
   /** Users who are left out, because it is not known whether they joined since that month. */
   withoutJoining: number;
+  /** Users with a date of joining after the refresh, and clients with such a date of conversion. */
+  fromFuture: number;
   /** One for each filter that is declared, in that order. */
   headlines: Headline[];
   /** Those of all users of the branch, whenever they joined. */
   everybody: Headline[];
-  /** Those of as many months before `since`, up to `to`. Null where the data begin later. */
-  before: { from: Month; to: Month; headlines: Headline[] } | null;
+  /** Null without `since`, and where the data begin later. */
+  comparison: Comparison | null;
   months: MonthCounts[];
   sources: Bought[];
   products: Bought[];
   speeds: Speed[];
   cohorts: CohortCell[];
   branches: BranchCounts[];
-  /** The SQL that has given each of these. */
-  queries: Record<Query, string>;
+  /** The SQL that has given each of these, as far as it was needed. */
+  queries: Partial<Record<Query, string>>;
+}
+
+/** Whole months of joining from `since` on, and as many before them. */
+export interface Comparison {
+  months: [first: Month, last: Month];
+  headlines: Headline[];
+  monthsBefore: [first: Month, last: Month];
+  /**
+   * How they stood on that day, which is as many months before `until`. So both have had as
+   * much time to convert.
+   */
+  asOf: string;
+  headlinesBefore: Headline[];
 }
 
 export type Query =
   | 'refresh'
   | 'period'
   | 'headlines'
+  | 'everybody'
+  | 'comparison'
   | 'months'
   | 'sources'
   | 'products'
@@ -122,7 +141,7 @@ export const shownNames = 10;
 export const cohortMonths = 12;
 
 /** Where the spans of days since joining begin. */
-export const spans = [0, 1, 8, 31, 91, 181, 366] as const;
+export const spans = [0, 1, 8, 31, 91, 366] as const;
 
 export interface FiguresOptions {
   /** The identifier of the one branch to report on. All of them if undefined. */
@@ -144,6 +163,8 @@ interface Scope {
   from?: Month | null;
   /** The last month of joining. */
   to?: Month | undefined;
+  /** The last day whose conversions count. All of them if undefined. */
+  asOf?: string | undefined;
 }
 
 /**
@@ -170,53 +191,37 @@ export async function readFigures(session: Session, options: FiguresOptions): Pr
       return rows.map(({ row }) => rowOf<Result>(row));
     };
     const branch = branchId === undefined ? null : await branchOf(tx, branchId);
-    const [refresh] = await read<Refresh>('the latest refresh', latestRefresh);
+    const [refresh] = await read<Refresh>(namesOfFigures.refresh, latestRefresh);
     const refreshedAt = refresh?.startedAt ?? null;
-    const everybodyScope: Scope = { branch: branchId, refreshedAt };
-    const scope: Scope = { ...everybodyScope, from: since };
-    const queries = {
-      refresh: latestRefresh,
-      period: periodOf(refreshedAt, scope),
-      headlines: headlinesOf(scope),
-      months: monthsOf(scope),
-      sources: sourcesOf(scope),
-      products: productsOf(scope),
-      speeds: speedsOf(scope),
-      cohorts: cohortsOf(scope),
-      branches: branchesOf(scope),
+    refuseFuture(since, refreshedAt);
+    const whole: Scope = { branch: branchId, refreshedAt };
+    const scope: Scope = { ...whole, from: since };
+    const queries: Partial<Record<Query, SQL>> = { refresh: latestRefresh };
+    const figure = <Result>(name: Query, query: SQL): Promise<Result[]> => {
+      queries[name] = query;
+      return read(namesOfFigures[name], query);
     };
-    const [period] = await read<Period>('the days of the data', queries.period);
-    const { until = null, withoutJoining = 0 } = period ?? {};
-    const headlines = await read<Headline>('the headline figures', queries.headlines);
+    const [period] = await figure<Period>('period', periodOf(whole));
+    const { until = null, completeUntil = null, withoutJoining = 0, fromFuture = 0 } = period ?? {};
+    const headlines = await figure<Headline>('headlines', headlinesOf(scope));
     refuseUnequal(headlines);
     const everybody =
-      since === null ? headlines : await read<Headline>('all users', headlinesOf(everybodyScope));
-    const window = monthsBefore(since, monthOf(until));
-    const begin = { ...everybodyScope, from: window?.from ?? null, to: window?.from };
-    // One user of long before does not mean that the data begin early enough.
-    const isCompared = window && (await read('the first of them', headlinesOf(begin))).length > 0;
-    const before = isCompared
-      ? await read<Headline>('the months before', headlinesOf({ ...everybodyScope, ...window }))
-      : [];
+      since === null ? headlines : await figure<Headline>('everybody', headlinesOf(whole));
     return {
-      branch,
-      since,
-      refreshedAt,
+      ...{ branch, since, refreshedAt, until, completeUntil, fromFuture, everybody },
       hoursOld: refresh?.hoursOld ?? null,
-      until,
       withoutJoining: since === null ? 0 : withoutJoining,
       headlines: conversionEventFilters.map((filter) => of(filter, headlines) ?? noUsers(filter)),
-      everybody,
-      before: window && before.length > 0 ? { ...window, headlines: before } : null,
-      months: await read('the months', queries.months),
-      sources: await read('the sources', queries.sources),
-      products: await read('the products', queries.products),
-      speeds: await read('the days until conversion', queries.speeds),
-      cohorts: await read('the cohorts', queries.cohorts),
-      branches: await read('the branches', queries.branches),
+      comparison: await comparisonOf(whole, since, period, figure),
+      months: await figure('months', monthsOf(scope)),
+      sources: await figure('sources', sourcesOf(scope)),
+      products: await figure('products', productsOf(scope)),
+      speeds: await figure('speeds', speedsOf(scope)),
+      cohorts: await figure('cohorts', cohortsOf(scope)),
+      branches: await figure('branches', branchesOf(scope)),
       queries: Object.fromEntries(
         Object.entries(queries).map(([figure, query]) => [figure, textOf(query)]),
-      ) as Figures['queries'],
+      ),
     };
   };
   return await pinned(
@@ -239,9 +244,55 @@ interface Refresh {
   hoursOld: number;
 }
 
-interface Period {
-  until: string | null;
-  withoutJoining: number;
+type Period = Pick<Figures, 'until' | 'completeUntil' | 'withoutJoining' | 'fromFuture'>;
+
+const namesOfFigures: Record<Query, string> = {
+  refresh: 'the latest refresh',
+  period: 'the days of the data',
+  headlines: 'the headline figures',
+  everybody: 'all users',
+  comparison: 'the months before',
+  months: 'the months',
+  sources: 'the sources',
+  products: 'the products',
+  speeds: 'the days until conversion',
+  cohorts: 'the cohorts',
+  branches: 'the branches',
+};
+
+/** Compares the whole months from a month on with as many before, if both have users. */
+async function comparisonOf(
+  whole: Scope,
+  since: Month | null,
+  period: Period | undefined,
+  figure: (name: Query, query: SQL) => Promise<Headline[]>,
+): Promise<Comparison | null> {
+  if (since === null || !period?.until || !period.completeUntil) {
+    return null;
+  }
+  const last = lastMonthOf(period.completeUntil);
+  const length = last - since + 1;
+  const first = since - length;
+  if (length < 1 || first < 12 /* the first month that Postgres reads as we write it */) {
+    return null;
+  }
+  const asOf = monthsEarlier(period.until, length);
+  // One user of long before does not mean that the data begin early enough.
+  const begin = await figure('comparison', headlinesOf({ ...whole, from: first, to: first }));
+  const headlines = await figure('comparison', headlinesOf({ ...whole, from: since, to: last }));
+  if (begin.length === 0 || headlines.length === 0) {
+    return null;
+  }
+  return {
+    months: [since, last],
+    headlines,
+    monthsBefore: [first, since - 1],
+    asOf,
+    headlinesBefore: await figure(
+      'comparison',
+      headlinesOf({ ...whole, from: first, to: since - 1, asOf }),
+    ),
+  };
 }
 
 const dialect = new PgDialect();
@@ -315,6 +366,18 @@ function monthGiven(text: string): Month {
   return monthOf(text);
 }
 
+/** Throws an Error if nobody can have joined since a month: then it is a typing error. */
+function refuseFuture(since: Month | null, refreshedAt: string | null): void {
+  const refreshed = new Date(refreshedAt ?? Date.now());
+  refreshed.setUTCHours(refreshed.getUTCHours() + 14); // where it is latest on earth
+  const month = refreshed.getUTCFullYear() * 12 + refreshed.getUTCMonth();
+  if (since !== null && since > month) {
+    throw new Error(
+      `--since ${firstDay(since).slice(0, 7)} is after the latest refresh, which was in ${firstDay(month).slice(0, 7)}.`,
+    );
+  }
+}
+
 /** The month of a day, as Postgres writes it in JSON. */
 export function monthOf(day: string): Month;
 export function monthOf(day: string | null): Month | null;
@@ -332,13 +395,27 @@ const firstDay = (month: Month): string => {
   return `${year}-${String((month % 12) + 1).padStart(2, '0')}-01`;
 };
 
-/** As many months before a month as there are from it on up to the last one. */
-function monthsBefore(since: Month | null, last: Month | null) {
-  if (since === null || last === null || last < since) {
-    return null;
-  }
-  const from = since - (last - since + 1);
-  return from < 12 ? null : { from, to: since - 1 }; // in the years that Postgres writes as ours
+const dayMs = 86_400_000;
+
+/** The number of a day, as Postgres writes it in JSON. */
+export const dayOf = (day: string): number => Date.parse(`${day}T00:00:00Z`) / dayMs;
+
+/** The number of the last day of a month. */
+export const endOf = (month: Month): number =>
+  new Date(0).setUTCFullYear(Math.floor(month / 12), (month % 12) + 1, 0) / dayMs;
+
+/** The last month that is over with a day. */
+export const lastMonthOf = (day: string): Month => {
+  const month = monthOf(day);
+  return dayOf(day) < endOf(month) ? month - 1 : month;
+};
+
+/** The same day of an earlier month, or its last day. */
+function monthsEarlier(day: string, months: number): string {
+  const month = monthOf(day) - months;
+  const last = new Date(endOf(month) * dayMs).getUTCDate();
+  const ofMonth = Math.min(Number(day.slice(-2)), last);
+  return `${firstDay(month).slice(0, 8)}${String(ofMonth).padStart(2, '0')}`;
 }
 
 /** The last local time that the refresh can have seen, in any time zone. */
@@ -360,7 +437,13 @@ function rowOf<Result>(row: Row): Result {
  * One row per user and filter, as a CTE: what all figures count. It is written once, and
  * Postgres leaves out the columns that a figure does not need.
  */
-function conversionsOf({ branch, refreshedAt, from = null, to }: Scope): SQL {
+function conversionsOf({ branch, refreshedAt, from = null, to, asOf }: Scope): SQL {
+  const end = asOf === undefined ? latestOf(refreshedAt) : sql`${asOf}::date + 1`;
+  const known =
+    asOf === undefined
+      ? sql``
+      : sql`
+            and coalesce(client_conversion_event_local_created_at < ${end}, true)`;
   const conditions = [
     branch === undefined ? undefined : sql`branch_id = ${branch}`,
     from === null ? undefined : sql`local_user_created_at >= ${firstDay(from)}::date`,
@@ -384,7 +467,7 @@ conversions as (
     select
         client_conversion_event_filter as filter,
         branch_id,
-        lead_status = 'CLIENT' as is_client,
+        lead_status = 'CLIENT'${known} as is_client,
         client_conversion_event_type as type,
         client_conversion_event_name as product,
         client_conversion_event_source as source,
@@ -395,7 +478,8 @@ conversions as (
         -- is not known: a date after the refresh is a mistake of upstream. Below 0
         -- for a purchase on an earlier day.
         case
-            when client_conversion_event_local_created_at <= ${latestOf(refreshedAt)}
+            when client_conversion_event_local_created_at < ${end}
+                and local_user_created_at < ${latestOf(refreshedAt)}
                 then client_conversion_event_local_created_at::date
                     - local_user_created_at::date
         end as days,
@@ -594,33 +678,66 @@ where view = ${view}
 order by id desc
 limit 1`;
 
-const periodOf = (refreshedAt: string | null, { branch }: Scope): SQL => sql`
+const periodOf = ({ branch, refreshedAt }: Scope): SQL => sql`
 with
 
--- The last local time that the refresh can have seen, in any time zone.
-refresh as (
+-- One row per branch, and one for users who have none: its clock, and its latest
+-- joining or conversion. What is later than the refresh, in any time zone, is a
+-- mistake of upstream.
+branches as (
 
-    select ${refreshedAt === null ? sql`now()` : sql`${refreshedAt}::timestamptz`}
-        at time zone 'UTC' + interval '14 hours' as latest
+    select
+        conversions.branch_id,
+        coalesce(min(dim_branch.timezone_id), 'UTC') as timezone_id,
+        greatest(
+            max(local_user_created_at)
+                filter (where local_user_created_at < ${latestOf(refreshedAt)}),
+            max(client_conversion_event_local_created_at)
+                filter (where client_conversion_event_local_created_at < ${latestOf(refreshedAt)})
+        ) as latest,
+        count(*) filter (
+            where client_conversion_event_filter = 'ALL'
+                and local_user_created_at is null
+        ) as without_joining,
+        count(*) filter (
+            where client_conversion_event_filter = 'ALL'
+                and (
+                    local_user_created_at >= ${latestOf(refreshedAt)}
+                    or client_conversion_event_local_created_at >= ${latestOf(refreshedAt)}
+                )
+        ) as from_future
+    from public.fct_lead_conversions as conversions
+    left join public.dim_branch
+        on conversions.branch_id = dim_branch.branch_id
+    group by conversions.branch_id
+
+),
+
+-- One row: the latest instant that the data know of.
+known as (
+
+    select
+        case
+            when count(latest) > 0 then least(
+                max(latest at time zone timezone_id),
+                ${refreshedAt === null ? sql`now()` : sql`${refreshedAt}::timestamptz`}
+            )
+        end as latest
+    from branches
 
 )
 
--- One row. What has a later date than the refresh is a mistake of upstream.
+-- One row. A day is over where the one after it has begun, on the clocks of all
+-- branches that are reported on.
 select
-    greatest(
-        max(local_user_created_at)
-            filter (where local_user_created_at <= refresh.latest),
-        max(client_conversion_event_local_created_at)
-            filter (where client_conversion_event_local_created_at <= refresh.latest)
-    )::date as until,
-    count(*) filter (
-        where client_conversion_event_filter = 'ALL'
-            and local_user_created_at is null${
-              branch === undefined
-                ? sql``
-                : sql`
-            and branch_id = ${branch}`
-            }
-    ) as without_joining
-from public.fct_lead_conversions
-cross join refresh`;
+    (select max(latest)::date from branches) as until,
+    min((known.latest at time zone branches.timezone_id)::date) - 1 as complete_until,
+    coalesce(sum(branches.without_joining), 0) as without_joining,
+    coalesce(sum(branches.from_future), 0) as from_future
+from branches
+cross join known${
+  branch === undefined
+    ? sql``
+    : sql`
+where branches.branch_id = ${branch}`
+}`;

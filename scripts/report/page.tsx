@@ -8,7 +8,7 @@ import { style } from './style.ts';
 import {
   counted,
   shorten,
-  warningOf,
+  warningsOf,
   wordsOfDay,
   wordsOfFilter,
   wordsOfInstant,
@@ -55,16 +55,18 @@ export async function pageOf(figures: Figures, title: string): Promise<string> {
           <Scope figures={figures} />
           <Freshness figures={figures} />
         </header>
-        <fieldset>
-          <legend>What counts as a conversion?</legend>
-          {filters.map((filter, index) => (
-            <label key={filter}>
-              <input type="radio" name="filter" id={`filter-${filter}`} checked={index === 0} />
-              {wordsOfFilter(filter)}
-            </label>
-          ))}
-        </fieldset>
-        <main>{panels}</main>
+        <main>
+          <fieldset>
+            <legend>What counts as a conversion?</legend>
+            {filters.map((filter, index) => (
+              <label key={filter}>
+                <input type="radio" name="filter" id={`filter-${filter}`} checked={index === 0} />
+                {wordsOfFilter(filter)}
+              </label>
+            ))}
+          </fieldset>
+          {panels}
+        </main>
         <Notes figures={figures} />
       </body>
     </html>
@@ -99,69 +101,75 @@ const Scope = ({ figures: { branch, since, withoutJoining } }: { figures: Figure
   <p>
     {branch ? (
       <>
-        Users of the branch <bdi>{shorten(branch.name ?? branch.branchId, 100)}</bdi>
+        Users of the branch{' '}
+        <bdi>
+          {branch.name !== null && `${shorten(branch.name, 100)}, `}
+          {branch.branchId}
+        </bdi>
       </>
     ) : (
       'Users of all branches'
     )}
-    {since !== null && `, from those who joined in ${wordsOfMonth(since)} on`}.
+    {since !== null && ` who joined in ${wordsOfMonth(since)} or later`}.
     {withoutJoining > 0 &&
       ` ${counted(withoutJoining, 'user')} without a date of joining ${withoutJoining === 1 ? 'is' : 'are'} left out.`}
   </p>
 );
 
 const Freshness = ({ figures }: { figures: Figures }) => {
-  const silence = daysOfSilence(figures);
+  const { refreshedAt, until } = figures;
   return (
     <>
       <p>
-        {figures.refreshedAt && (
+        {refreshedAt && (
           <>
-            Data as of{' '}
-            <time dateTime={figures.refreshedAt}>{wordsOfInstant(figures.refreshedAt)} UTC</time>
-            {'. '}
+            Data as of <time dateTime={refreshedAt}>{wordsOfInstant(refreshedAt)} UTC</time>
+            {until && (
+              <>
+                , with users and conversions up to <time dateTime={until}>{wordsOfDay(until)}</time>
+              </>
+            )}
+            .{' '}
           </>
         )}
-        {figures.until && (
-          <>
-            The latest user or conversion is of{' '}
-            <time dateTime={figures.until}>{wordsOfDay(figures.until)}</time>
-            {silence > 7 && `, ${counted(silence, 'day')} earlier`}.
-          </>
-        )}
+        This page was made on {wordsOfInstant(new Date().toISOString())} UTC and does not renew
+        itself.
       </p>
-      <Warning {...figures} />
+      {warningsOf(figures).map((warning) => (
+        <p class="warning" key={warning}>
+          Warning: {warning}
+        </p>
+      ))}
     </>
   );
-};
-
-/** Whole days from the latest user or conversion to the refresh: many of them where nobody loads data any more. */
-const daysOfSilence = ({ refreshedAt, until }: Figures): number =>
-  refreshedAt === null || until === null
-    ? 0
-    : Math.floor((Date.parse(refreshedAt) - Date.parse(until)) / 86_400_000);
-
-const Warning = (figures: Figures) => {
-  const text = warningOf(figures);
-  return text && <p class="warning">Warning: {text}</p>;
 };
 
 /** What each figure is, and the SQL that has given it. */
 const notes: { figure: Query; title: string; text: string }[] = [
   {
     figure: 'headlines',
-    title: 'Users, leads, clients, rate and days',
-    text: 'Each user counts once under each filter. A client has bought at least once what the filter counts, and everybody else is a lead. The conversion rate is clients divided by users. The days go from the day of joining to the day of the first purchase that counts, for clients who bought on the day of joining or later: half of them took at most the median, nine in ten at most the 90th percentile. Who bought on an earlier day than that of joining is a client, but not in the days.',
+    title: 'Users, leads, clients, rate and times',
+    text: 'Each user counts once under each filter. A client has bought something that the filter counts. Everybody else is a lead. The conversion rate is the number of clients divided by the number of users. The time to convert is the number of days from the day of joining to the day of the first purchase that counts. Half of the clients took at most the median, and nine in ten took at most the 90th percentile. A client who bought before the day of joining, as in an import, has no such time.',
+  },
+  {
+    figure: 'everybody',
+    title: 'When a month is old enough to judge',
+    text: 'As above, but of all users, whenever they joined. Their 90th percentile tells which months are old enough.',
+  },
+  {
+    figure: 'comparison',
+    title: 'Changes',
+    text: 'Only whole months are compared, with as many months before them. Of the earlier users, only the purchases up to that day count, so they had as much time as the later ones.',
   },
   {
     figure: 'months',
     title: 'Months of joining',
-    text: 'The clients of a month are those of its new users who have converted since, whenever that was. A month is too early to judge until so many days have gone by since its end as nine in ten of all clients took at most, whenever they joined.',
+    text: 'The clients of a month are those of its new users who have converted since, at any time. A month is old enough to judge when its last user has had the time within which nine in ten of all clients convert.',
   },
   {
     figure: 'cohorts',
     title: 'Months after joining',
-    text: 'Column 0 is the calendar month of joining, column 1 the month after it, and so on. Each is the share of the month’s new users who have converted by its end. Purchases from before the day of joining are not in it.',
+    text: 'Column 0 is the calendar month of joining, column 1 is the next month, and so on. Each value is the share of the month’s new users who had converted by the end of that column’s month. Purchases from before the day of joining are left out.',
   },
   {
     figure: 'speeds',
@@ -171,12 +179,12 @@ const notes: { figure: Query; title: string; text: string }[] = [
   {
     figure: 'sources',
     title: 'Sources',
-    text: `Where the purchase that converted a client came from. The ${shownNames} sources with the most clients are named.`,
+    text: `The source of the purchase that converted a client. The ${shownNames} sources with the most clients are named.`,
   },
   {
     figure: 'products',
     title: 'Products',
-    text: `What converted a client. The ${shownNames} products with the most clients are named. A name that is sold as a membership and as a credit pack is two products.`,
+    text: `The product that converted a client. The ${shownNames} products with the most clients are named. A membership and a credit pack with the same name are two products.`,
   },
   {
     figure: 'branches',
@@ -186,12 +194,12 @@ const notes: { figure: Query; title: string; text: string }[] = [
   {
     figure: 'period',
     title: 'How far the data go',
-    text: 'The day of the latest joining or conversion in all branches. What has a later date than the refresh is a mistake, and is left out here.',
+    text: 'The day of the latest joining or conversion in all branches. A date after the refresh is a mistake in the data, and is not considered.',
   },
   {
     figure: 'refresh',
     title: 'How fresh the data are',
-    text: 'The figures hold what was in the database when the latest refresh of the views began.',
+    text: 'The figures show what was in the database when the latest refresh of the views began.',
   },
 ];
 
@@ -199,23 +207,25 @@ const Notes = ({ figures }: { figures: Figures }) => (
   <footer>
     <h2>How these figures are computed</h2>
     <p>
-      All days and months are those on the clock of the user’s own branch, and those of UTC where a
-      branch has no time zone. Everything is read at one moment, from the view fct_lead_conversions.
+      All days and months follow the clock of the user’s own branch, or UTC if the branch has no
+      time zone. Everything is read at one moment from the view fct_lead_conversions.
     </p>
     <div class="figures">
-      {notes.map(({ figure, title, text }) => (
-        <section class="note" key={figure}>
-          <h3>{title}</h3>
-          <p>{text}</p>
-          <details>
-            <summary>
-              SQL<span class="hidden"> of: {title}</span>
-            </summary>
-            {/* biome-ignore lint/a11y/noNoninteractiveTabindex: otherwise it cannot be scrolled by keyboard */}
-            <pre tabIndex={0}>{figures.queries[figure]}</pre>
-          </details>
-        </section>
-      ))}
+      {notes
+        .filter(({ figure }) => figures.queries[figure])
+        .map(({ figure, title, text }) => (
+          <section class="note" key={figure}>
+            <h3>{title}</h3>
+            <p>{text}</p>
+            <details class="sql">
+              <summary>
+                SQL<span class="hidden"> of: {title}</span>
+              </summary>
+              {/* biome-ignore lint/a11y/noNoninteractiveTabindex: otherwise it cannot be scrolled by keyboard */}
+              <pre tabIndex={0}>{figures.queries[figure]}</pre>
+            </details>
+          </section>
+        ))}
     </div>
   </footer>
 );

@@ -1,12 +1,19 @@
 import type { ComponentChildren } from 'preact';
-import type { ConversionEventFilter, ConversionEventType } from '../../views/values.ts';
+import {
+  type ConversionEventFilter,
+  type ConversionEventType,
+  conversionEventTypes,
+} from '../../views/values.ts';
 import { cohortsChart, monthsChart, namesChart, speedChart } from './charts.ts';
 import {
   type Bought,
   type BranchCounts,
   cohortMonths,
+  dayOf,
+  endOf,
   type Figures,
   type Headline,
+  lastMonthOf,
   type Month,
   type MonthCounts,
   monthOf,
@@ -20,6 +27,7 @@ import {
   percent,
   points,
   shorten,
+  wordsOfDay,
   wordsOfFilter,
   wordsOfMonth,
   wordsOfSpans,
@@ -38,16 +46,19 @@ const openBranches = 20;
 
 /** The figures of one filter, and what follows from them. */
 interface Panel
-  extends Pick<Figures, 'before' | 'sources' | 'products' | 'speeds' | 'cohorts' | 'branches'> {
+  extends Pick<Figures, 'comparison' | 'sources' | 'products' | 'speeds' | 'cohorts' | 'branches'> {
   filter: ConversionEventFilter;
   headline: Headline;
-  headlineBefore: Headline | undefined;
+  /** What is compared: whole months, and as many before them. */
+  compared: { now: Headline; before: Headline } | undefined;
   /** The months of joining as rows of a table. All users are in one of them. */
   months: MonthRow[];
   /** The kinds of purchase that have converted somebody. */
   types: ConversionEventType[];
   /** Within how many days nine in ten of all clients convert, whenever they joined. */
   daysToJudge: number | null;
+  /** Of those whose month of joining is old enough to judge. */
+  judged: Pick<MonthRow, 'users' | 'clients'>;
   /** The last month that is over, as far as the data go. */
   lastMonth: Month;
   isOfOneBranch: boolean;
@@ -59,7 +70,7 @@ interface MonthRow {
   clients: number;
   /** Null for several months together, and for users of whom it is not known. */
   month: Month | null;
-  /** Whether it is too early to judge the month: some of its users have not had `daysToJudge`. Null where there is no telling. */
+  /** Whether it is too early to judge the month: some of its users have not had `daysToJudge`. Null where there is no telling, and for several months that differ. */
   isYoung: boolean | null;
 }
 
@@ -68,18 +79,26 @@ export async function panelOf(figures: Figures, headline: Headline): Promise<Com
   const { filter } = headline;
   const of = <Figure extends { filter: ConversionEventFilter }>(all: Figure[]) =>
     all.filter((figure) => figure.filter === filter);
+  const { comparison, completeUntil } = figures;
   const daysToJudge = of(figures.everybody)[0]?.p90Days ?? null;
+  const isYoung = (month: Month | null) =>
+    month === null || completeUntil === null || daysToJudge === null
+      ? null
+      : endOf(month) + daysToJudge > dayOf(completeUntil);
+  const counts = of(figures.months);
   const sources = of(figures.sources);
+  const [now] = of(comparison?.headlines ?? []);
+  const [before] = of(comparison?.headlinesBefore ?? []);
   const panel: Panel = {
-    ...{ filter, headline, sources, before: figures.before },
-    headlineBefore: of(figures.before?.headlines ?? [])[0],
-    daysToJudge,
-    months: monthRowsOf(of(figures.months), figures.until, daysToJudge),
+    ...{ filter, headline, comparison, sources, daysToJudge },
+    compared: now && before && { now, before },
+    months: monthRowsOf(counts, figures.until, isYoung),
+    judged: sumOf(counts.filter(({ month }) => isYoung(month) === false)),
     types: [...new Set(sources.map(({ type }) => type))].sort(),
     products: of(figures.products),
     speeds: of(figures.speeds),
     cohorts: of(figures.cohorts),
-    lastMonth: figures.until === null ? 0 : lastMonthOf(figures.until),
+    lastMonth: completeUntil === null ? 0 : lastMonthOf(completeUntil),
     branches: of(figures.branches),
     isOfOneBranch: figures.branch !== null,
   };
@@ -87,12 +106,7 @@ export async function panelOf(figures: Figures, headline: Headline): Promise<Com
     <section class={`panel ${filter}`} aria-labelledby={`${filter}-title`} key={filter}>
       <h2 id={`${filter}-title`}>{wordsOfFilter(filter)}</h2>
       <Tiles {...panel} />
-      {panel.before && (
-        <p class="muted">
-          Users who joined later have had less time to convert than those with whom they are
-          compared.
-        </p>
-      )}
+      <Compared {...panel} />
       <div class="figures">
         {[
           await monthsCard(panel),
@@ -109,128 +123,113 @@ export async function panelOf(figures: Figures, headline: Headline): Promise<Com
 
 const sum = (numbers: number[]): number => numbers.reduce((total, number) => total + number, 0);
 
-const dayMs = 86_400_000;
-
-/** The number of a day, as Postgres writes it in JSON. */
-const dayOf = (day: string): number => Date.parse(`${day}T00:00:00Z`) / dayMs;
-
-/** The number of the last day of a month. */
-const endOf = (month: Month): number =>
-  new Date(0).setUTCFullYear(Math.floor(month / 12), (month % 12) + 1, 0) / dayMs;
-
-/** The last month that is over on a day. */
-const lastMonthOf = (day: string): Month => {
-  const month = monthOf(day);
-  return dayOf(day) < endOf(month) ? month - 1 : month;
-};
+const sumOf = (counts: Pick<MonthRow, 'users' | 'clients'>[]) => ({
+  users: sum(counts.map(({ users }) => users)),
+  clients: sum(counts.map(({ clients }) => clients)),
+});
 
 /** The months of joining up to the latest day of the data, also those without users. */
 function monthRowsOf(
   counts: MonthCounts[],
   until: string | null,
-  daysToJudge: number | null,
+  isYoung: (month: Month | null) => boolean | null,
 ): MonthRow[] {
-  const row = (
-    label: string,
-    month: Month | null,
-    has: (month: Month | null) => boolean,
-    isYoung = month === null || until === null || daysToJudge === null
-      ? null
-      : endOf(month) + daysToJudge > dayOf(until),
-  ): MonthRow => {
-    const own = counts.filter((counts) => has(counts.month));
-    return {
-      ...{ label, month, isYoung },
-      users: sum(own.map(({ users }) => users)),
-      clients: sum(own.map(({ clients }) => clients)),
-    };
-  };
   const untilMonth = monthOf(until) ?? Number.NEGATIVE_INFINITY;
-  const past = counts
-    .map(({ month }) => month)
-    .filter((month) => month !== null && month <= untilMonth) as Month[];
-  const latest = Math.max(...past);
+  const past = counts.filter(({ month }) => month !== null && month <= untilMonth);
+  const months = past.map(({ month }) => month ?? 0);
+  const latest = Math.max(...months);
   const last = latest > untilMonth - shownMonths ? untilMonth : latest;
-  const first = Math.max(Math.min(...past), last - shownMonths + 1);
+  const first = Math.max(Math.min(...months), last - shownMonths + 1);
   const shown =
     past.length === 0 ? [] : Array.from({ length: last - first + 1 }, (_, index) => first + index);
+  const together = (label: string, own: MonthCounts[]): MonthRow[] => {
+    const ages = new Set(own.map(({ month }) => isYoung(month)));
+    const [age = null] = ages.size === 1 ? ages : [];
+    return own.length === 0 ? [] : [{ ...{ label, month: null, isYoung: age }, ...sumOf(own) }];
+  };
   return [
-    row('Earlier', null, (month) => month !== null && month < first && past.includes(month)),
-    ...shown.map((month) => row(wordsOfMonth(month), month, (other) => other === month)),
-    row('Later', null, (month) => month !== null && month > untilMonth),
-    row('Not known', null, (month) => month === null),
-  ].filter(({ month, users }) => month !== null || users > 0);
+    ...together(
+      'Earlier',
+      past.filter(({ month }) => month !== null && month < first),
+    ),
+    ...shown.map((month) => ({
+      ...{ label: wordsOfMonth(month), month, isYoung: isYoung(month) },
+      ...sumOf(counts.filter((counts) => counts.month === month)),
+    })),
+    ...together(
+      'Later',
+      counts.filter(({ month }) => month !== null && month > untilMonth),
+    ),
+    ...together(
+      'Not known',
+      counts.filter(({ month }) => month === null),
+    ),
+  ];
 }
 
 /** The headline figures, with their change against the months before. */
-function Tiles({ headline, headlineBefore, before, months }: Panel) {
+function Tiles({ headline, compared, months, judged }: Panel) {
   const { users, leads, clients, beforeJoining, withoutDays, medianDays, p90Days } = headline;
-  const mature = months.filter(({ isYoung }) => isYoung === false);
-  const matureUsers = sum(mature.map(({ users }) => users));
-  const hasYoung = months.some(({ isYoung, users }) => isYoung && users > 0);
-  const than = before && `in ${wordsOfMonth(before.from)} to ${wordsOfMonth(before.to)}`;
-  const against = (now: number | null, then: number | null | undefined) =>
-    than && now !== null && then !== null && then !== undefined
-      ? `${change(now - then)} against ${count(then)} ${than}`
+  const against = (of: (headline: Headline) => number | null) => {
+    const [now, before] = [compared && of(compared.now), compared && of(compared.before)];
+    return typeof now === 'number' && typeof before === 'number'
+      ? `${count(now)} against ${count(before)} (${change(now - before)})`
       : undefined;
-  const rateBefore =
-    than && headlineBefore && users > 0
-      ? `${points([clients, users], [headlineBefore.clients, headlineBefore.users])} points against ${percent(headlineBefore.clients, headlineBefore.users)} ${than}`
-      : undefined;
+  };
+  const rateOf = (headline: Headline): [number, number] => [headline.clients, headline.users];
   const tiles: { term: string; value: string; notes: (string | undefined | false)[] }[] = [
     {
       term: 'Users',
       value: count(users),
-      notes: ['All begin as leads.', against(users, headlineBefore?.users)],
+      notes: ['All begin as leads.', against(({ users }) => users)],
     },
     {
       term: 'Leads',
       value: count(leads),
-      notes: ['Have not converted.', against(leads, headlineBefore?.leads)],
+      notes: ['They have not converted.', against(({ leads }) => leads)],
     },
     {
       term: 'Clients',
       value: count(clients),
-      notes: ['Have converted.', against(clients, headlineBefore?.clients)],
+      notes: ['They have converted.', against(({ clients }) => clients)],
     },
     {
       term: 'Conversion rate',
       value: percent(clients, users),
       notes: [
-        'Clients of all users.',
-        hasYoung &&
-          matureUsers > 0 &&
-          `${percent(sum(mature.map(({ clients }) => clients)), matureUsers)} in the months old enough to judge.`,
-        rateBefore,
+        'Share of users who are clients.',
+        judged.users > 0 &&
+          months.some(({ isYoung, users }) => isYoung !== false && users > 0) &&
+          `${percent(judged.clients, judged.users)} in months old enough to judge.`,
+        compared &&
+          `${percent(...rateOf(compared.now))} against ${percent(...rateOf(compared.before))} (${points(rateOf(compared.now), rateOf(compared.before))} points)`,
       ],
     },
     {
-      term: 'Half convert within',
+      term: 'Half of clients within',
       value: inDays(medianDays),
-      notes: ['Median of the days since joining.', against(medianDays, headlineBefore?.medianDays)],
+      notes: ['Median time from joining to conversion.', against(({ medianDays }) => medianDays)],
     },
     {
-      term: '9 in 10 convert within',
+      term: '9 in 10 clients within',
       value: inDays(p90Days),
       notes: [
-        '90th percentile of the days since joining.',
-        against(p90Days, headlineBefore?.p90Days),
+        '90th percentile of the time from joining to conversion.',
+        against(({ p90Days }) => p90Days),
       ],
     },
     {
-      term: 'Converted before joining',
+      term: 'Bought before joining',
       value: count(beforeJoining),
-      notes: ['Clients with an imported purchase. They are not in the days.'],
+      notes: ['Clients with an older purchase, as from an import. The times leave them out.'],
     },
     ...(withoutDays === 0
       ? []
       : [
           {
-            term: 'Days not known',
+            term: 'Time not known',
             value: count(withoutDays),
-            notes: [
-              'Clients without a date of joining or of conversion, or with one after the refresh.',
-            ],
+            notes: ['Clients without a usable date of joining or of conversion.'],
           },
         ]),
   ];
@@ -246,6 +245,22 @@ function Tiles({ headline, headlineBefore, before, months }: Panel) {
         </div>
       ))}
     </dl>
+  );
+}
+
+/** What the changes in the tiles compare. */
+function Compared({ comparison }: Panel) {
+  if (!comparison) {
+    return null;
+  }
+  const { months, monthsBefore, asOf } = comparison;
+  const range = ([first, last]: [Month, Month]) =>
+    first === last ? wordsOfMonth(first) : `${wordsOfMonth(first)} to ${wordsOfMonth(last)}`;
+  return (
+    <p class="muted">
+      The comparison is of users who joined in {range(months)} with users who joined in{' '}
+      {range(monthsBefore)}, as they were on {wordsOfDay(asOf)}. Both had the same time to convert.
+    </p>
   );
 }
 
@@ -314,7 +329,7 @@ const Table = ({ caption, columns, textColumns = 1, rows }: TableProps) => {
 };
 
 const Numbers = (table: TableProps) => (
-  <details>
+  <details class="numbers">
     <summary>
       The numbers<span class="hidden"> of: {table.caption}</span>
     </summary>
@@ -327,15 +342,18 @@ async function monthsCard({ filter, months, daysToJudge }: Panel) {
   const shown = months.filter(({ month }) => month !== null);
   return (
     <Card id={`${filter}-months`} title={title}>
+      {months.length > shown.length && shown.length > 0 && (
+        <p class="muted">The chart shows up to {shownMonths} months. The table has all users.</p>
+      )}
       {shown.length === 0 ? (
-        <p class="muted">No user has a month of joining in these data.</p>
+        <p class="muted">No month of joining is known.</p>
       ) : (
         <>
           {shown.some(({ isYoung }) => isYoung) && (
             <p class="muted">
               Months with a hollow point and stripes are too early to judge: not all of their users
               have had the {counted(daysToJudge ?? 0, 'day')} within which nine in ten of all
-              clients convert.
+              clients convert, whenever they joined.
             </p>
           )}
           <Chart
@@ -393,8 +411,8 @@ async function cohortsCard({ filter, months, cohorts, lastMonth }: Panel) {
       ) : (
         <>
           <p class="muted">
-            The share of each month’s new users who have converted up to the end of a later month.
-            Months that are not over are left out.
+            The share of each month’s new users who had converted by the end of a later month. A
+            month is shown once it is over.
           </p>
           <Chart svg={await cohortsChart(marks)} />
           <Numbers
@@ -423,7 +441,7 @@ async function speedsCard({ filter, headline, types, speeds }: Panel) {
   return (
     <Card id={`${filter}-speeds`} title="How soon after joining do clients convert?">
       {known.length === 0 ? (
-        <p class="muted">Nobody has converted on a day from joining on.</p>
+        <p class="muted">No client has a known time from joining to conversion.</p>
       ) : (
         <>
           <Chart
@@ -435,7 +453,7 @@ async function speedsCard({ filter, headline, types, speeds }: Panel) {
                     value: clients(type, index + 1) / clients(type),
                   })),
                 ),
-                types.map(wordsOfType),
+                conversionEventTypes.map(wordsOfType),
               )
             }
           />
@@ -457,41 +475,50 @@ async function speedsCard({ filter, headline, types, speeds }: Panel) {
       )}
       {beforeJoining + withoutDays > 0 && (
         <p class="muted">
-          Not in this chart: {counted(beforeJoining, 'client')} from before they joined
-          {withoutDays > 0 && `, and ${count(withoutDays)} whose days are not known`}.
+          This leaves out{' '}
+          {[
+            beforeJoining > 0 && `${counted(beforeJoining, 'client')} who bought before joining`,
+            withoutDays > 0 && `${counted(withoutDays, 'client')} whose time is not known`,
+          ]
+            .filter(Boolean)
+            .join(' and ')}
+          .
         </p>
       )}
     </Card>
   );
 }
 
-/** What the page calls a source or a product. */
-const nameOf = ({ rank, name }: Bought, missing: string, others: string): string =>
-  rank > shownNames ? others : name === null ? missing : shorten(name, 60);
+/** What the page calls a source or a product. What it says itself is in parentheses. */
+const nameOf = ({ rank, name }: Bought): string =>
+  rank > shownNames ? '(all others)' : name === null ? '(not given)' : shorten(name, 300);
 
-/** A name in a chart: its direction is its own. */
+/** The name in a table. What the page says itself is in another type. */
+const Name = ({ of }: { of: Bought }) =>
+  of.rank > shownNames || of.name === null ? <em>{nameOf(of)}</em> : <bdi>{nameOf(of)}</bdi>;
+
+/** The name in a chart: its direction is its own. */
 const isolated = (name: string): string => `\u2068${shorten(name, 42)}\u2069`;
 
-const marksOf = (bought: Bought[], name: (one: Bought) => string) =>
+const marksOf = (bought: Bought[]) =>
   bought.map((one) => ({
-    ...{ place: one.rank, label: isolated(name(one)) },
+    ...{ place: one.rank, label: isolated(nameOf(one)) },
     ...{ type: wordsOfType(one.type), value: one.clients },
   }));
 
 async function sourcesCard({ filter, sources, types }: Panel) {
-  const name = (one: Bought) => nameOf(one, 'No source given', 'All other sources');
   const places = [...new Set(sources.map(({ rank }) => rank))];
   return (
     <Card id={`${filter}-sources`} title="Which sources do clients come from?">
       <p class="muted">
-        Only purchases have a source, and leads have none. So a conversion rate per source cannot be
-        computed.
+        A client counts under the source of the first purchase that counts as a conversion. Leads
+        have no source, so a conversion rate per source cannot be computed.
       </p>
       {places.length === 0 ? (
         <p class="muted">Nobody has converted.</p>
       ) : (
         <>
-          <Chart svg={await namesChart(marksOf(sources, name), types.map(wordsOfType))} />
+          <Chart svg={await namesChart(marksOf(sources), conversionEventTypes.map(wordsOfType))} />
           <Numbers
             caption="Clients by source and by what they bought"
             columns={['Source', ...types.map(wordsOfType), 'All clients']}
@@ -500,7 +527,7 @@ async function sourcesCard({ filter, sources, types }: Panel) {
               const clients = (type: ConversionEventType) =>
                 sum(own.filter((one) => one.type === type).map(({ clients }) => clients));
               return [
-                <bdi>{own[0] && name(own[0])}</bdi>,
+                own[0] && <Name of={own[0]} />,
                 ...types.map((type) => count(clients(type))),
                 count(sum(own.map(({ clients }) => clients))),
               ];
@@ -512,21 +539,23 @@ async function sourcesCard({ filter, sources, types }: Panel) {
   );
 }
 
-async function productsCard({ filter, products, types, headline }: Panel) {
-  const name = (one: Bought) => nameOf(one, 'No name given', 'All other products');
+async function productsCard({ filter, products, headline }: Panel) {
   return (
-    <Card id={`${filter}-products`} title="Which products convert most?">
+    <Card id={`${filter}-products`} title="Which products turn the most leads into clients?">
       {products.length === 0 ? (
         <p class="muted">Nobody has converted.</p>
       ) : (
         <>
-          <Chart svg={await namesChart(marksOf(products, name), types.map(wordsOfType))} />
+          <p class="muted">
+            A client counts under the product of the first purchase that counts as a conversion.
+          </p>
+          <Chart svg={await namesChart(marksOf(products), conversionEventTypes.map(wordsOfType))} />
           <Numbers
             caption="Clients by product"
             columns={['Product', 'Kind', 'Clients', 'Share of clients']}
             textColumns={2}
             rows={products.map((one) => [
-              <bdi>{name(one)}</bdi>,
+              <Name of={one} />,
               ...[
                 wordsOfType(one.type),
                 count(one.clients),
@@ -543,7 +572,7 @@ async function productsCard({ filter, products, types, headline }: Panel) {
 /** A branch by its name; by its identifier where it has none, and with it where others are called the same. */
 const Branch = ({ branchId, name, isShared }: BranchCounts & { isShared: boolean }) =>
   branchId === null ? (
-    <>No branch</>
+    <em>(no branch)</em>
   ) : (
     <bdi>
       {shorten(name ?? branchId, 100)}
@@ -566,7 +595,7 @@ function branchCards({ filter, headline, branches, isOfOneBranch }: Panel): Comp
   const list = (
     <Table
       caption="Users and clients by branch"
-      columns={['Branch', 'City', 'Users', 'Clients', 'Conversion rate', 'Half convert within']}
+      columns={['Branch', 'City', 'Users', 'Clients', 'Conversion rate', 'Half of clients within']}
       textColumns={2}
       rows={branches.map((branch) => [
         <Branch {...branch} isShared={isShared(branch)} key="branch" />,
@@ -581,8 +610,8 @@ function branchCards({ filter, headline, branches, isOfOneBranch }: Panel): Comp
       <Card id={`${filter}-compared`} title="Which branches differ most from the whole?">
         <p class="muted">
           {large.length < 2
-            ? `No branch is compared with the whole of ${percent(headline.clients, headline.users)}: that takes two branches with ${leastUsers} users.`
-            : `Compared with the whole of ${percent(headline.clients, headline.users)}. Branches with fewer than ${leastUsers} users are left out, and small ones differ by chance.`}
+            ? `A comparison takes at least two branches with ${leastUsers} users each.`
+            : `The rate of the whole is ${percent(headline.clients, headline.users)}. Branches with fewer than ${leastUsers} users are left out. Small branches differ by chance.`}
         </p>
         {large.length >= 2 && (
           <Table

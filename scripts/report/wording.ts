@@ -1,5 +1,5 @@
 import type { ConversionEventFilter, ConversionEventType } from '../../views/values.ts';
-import { type Figures, type Month, spans } from './figures.ts';
+import { dayOf, type Figures, type Month, spans } from './figures.ts';
 
 /** What the report calls a filter. One that has no words here goes by its name. */
 export const wordsOfFilter = (filter: ConversionEventFilter): string =>
@@ -15,11 +15,15 @@ export const wordsOfType = (type: ConversionEventType): string =>
 
 const locale = 'en-GB';
 const numbers = new Intl.NumberFormat(locale);
-const signed = new Intl.NumberFormat(locale, {
-  signDisplay: 'exceptZero',
-  maximumFractionDigits: 1,
+const signed = new Intl.NumberFormat(locale, { signDisplay: 'exceptZero' });
+const signedTenths = new Intl.NumberFormat(locale, {
+  ...{ signDisplay: 'exceptZero', minimumFractionDigits: 1, maximumFractionDigits: 1 },
 });
-const percents = new Intl.NumberFormat(locale, { style: 'percent', maximumFractionDigits: 1 });
+const percents = new Intl.NumberFormat(locale, { style: 'percent' });
+const tenthsOfPercent = new Intl.NumberFormat(locale, {
+  style: 'percent',
+  minimumFractionDigits: 1,
+});
 const months = new Intl.DateTimeFormat(locale, {
   month: 'short',
   year: 'numeric',
@@ -36,26 +40,28 @@ export const count = (number: number): string => numbers.format(number);
 export const counted = (number: number, noun: string, plural = `${noun}s`): string =>
   `${count(number)} ${number === 1 ? noun : plural}`;
 
-export const change = (number: number): string => signed.format(number);
+export const change = (number: number): string => signed.format(number).replace('-', '−');
 
-/** A share. It says 0 % and 100 % only of none and of all. Without a whole there is none. */
+/** A share. It says 0% and 100% only of none and of all. Without a whole there is none. */
 export function percent(part: number, whole: number): string {
   if (whole === 0) {
     return '–';
   }
+  if (part === 0 || part === whole) {
+    return percents.format(part / whole);
+  }
   const rounded = perMille(part, whole);
-  if (rounded === 0 && part > 0) {
-    return `under ${percents.format(0.001)}`;
+  if (rounded === 0) {
+    return `under ${tenthsOfPercent.format(0.001)}`;
   }
-  if (rounded === 1000 && part < whole) {
-    return `over ${percents.format(0.999)}`;
-  }
-  return percents.format(rounded / 1000);
+  return rounded === 1000
+    ? `over ${tenthsOfPercent.format(0.999)}`
+    : tenthsOfPercent.format(rounded / 1000);
 }
 
 /** How many points one share is above another, as far as both are written. Both have a whole. */
 export const points = (one: [part: number, whole: number], other: [part: number, whole: number]) =>
-  change((perMille(...one) - perMille(...other)) / 10);
+  signedTenths.format((perMille(...one) - perMille(...other)) / 10).replace('-', '−');
 
 const perMille = (part: number, whole: number): number => Math.round((1000 * part) / whole);
 
@@ -69,7 +75,8 @@ export const wordsOfMonth = (month: Month): string => {
   return months.format(day);
 };
 
-export const wordsOfDay = (day: string): string => days.format(new Date(`${day}T00:00:00Z`));
+export const wordsOfDay = (day: string): string =>
+  day.endsWith('BC') ? day : days.format(new Date(`${day}T00:00:00Z`));
 
 export const wordsOfInstant = (instant: string): string => instants.format(new Date(instant));
 
@@ -108,15 +115,45 @@ export function shorten(text: string, length: number): string {
 /** How old the figures may be before the report warns. */
 const warningHours = 26;
 
-/** What is wrong with the age of the figures, as a sentence; null if nothing is. */
-export function warningOf({ refreshedAt, hoursOld }: Figures): string | null {
+/** How many days may lie between the latest user or conversion and the refresh. */
+const warningDays = 7;
+
+/** What makes the figures doubtful, in sentences. */
+export function warningsOf(figures: Figures): string[] {
+  const { refreshedAt, hoursOld, until, fromFuture, headlines } = figures;
+  const warnings: string[] = [];
   if (refreshedAt === null) {
-    return 'It is not known how old these figures are, because the views have not been refreshed since they were created.';
+    warnings.push(
+      'Nobody knows how old these figures are: the views have not been refreshed since they were created. Refresh them.',
+    );
+  } else if (hoursOld !== null && hoursOld < 0) {
+    warnings.push(
+      'Nobody knows how old these figures are: the latest refresh is in the future by the clock of the server.',
+    );
+  } else if (hoursOld !== null && hoursOld > warningHours) {
+    warnings.push(
+      `These figures were ${counted(Math.floor(hoursOld), 'hour')} old when the report was made. The nightly refresh has not run.`,
+    );
   }
-  if (hoursOld !== null && hoursOld < 0) {
-    return 'It is not known how old these figures are, because the clock of the server was set back since the latest refresh.';
+  const silence = daysOfSilence(figures);
+  if (until !== null && silence > warningDays) {
+    warnings.push(
+      `The latest user or conversion dates from ${wordsOfDay(until)}, ${count(silence)} days before the refresh. Check that data are still being loaded.`,
+    );
   }
-  return hoursOld !== null && hoursOld > warningHours
-    ? `These figures were ${counted(Math.floor(hoursOld), 'hour')} old when the report was made. The nightly refresh has not run.`
-    : null;
+  if (fromFuture > 0) {
+    warnings.push(
+      `${counted(fromFuture, 'user')} joined or converted after the refresh, by the dates in the data. They count, but their times are left out.`,
+    );
+  }
+  if (headlines.every(({ users }) => users === 0)) {
+    warnings.push('There are no users to report on.');
+  }
+  return warnings;
 }
+
+/** Whole days from the latest user or conversion to the refresh. */
+const daysOfSilence = ({ refreshedAt, until }: Figures): number =>
+  refreshedAt === null || until === null
+    ? 0
+    : Math.floor(Date.parse(refreshedAt) / 86_400_000 - dayOf(until));
