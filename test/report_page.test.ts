@@ -18,7 +18,7 @@ import { gym } from '../scripts/demo/gym.ts';
 import { loadFolder } from '../scripts/load/folder.ts';
 import { type Figures, readFigures } from '../scripts/report/figures.ts';
 import { pageOf } from '../scripts/report/page.tsx';
-import { count, percent, wordsOfFilter } from '../scripts/report/wording.ts';
+import { count, inDays, percent, wordsOfFilter } from '../scripts/report/wording.ts';
 import { conversionEventFilters, refreshViews } from '../views/index.ts';
 import { useDatabase } from './support/database.ts';
 
@@ -118,7 +118,7 @@ const cases: Record<string, Case> = {
   nobody: { fill: async () => {} },
   'nobody since a month': {
     fill: () => fillFrom(gym(new Date('2026-07-01'))),
-    options: { since: '2030-01' },
+    options: { since: '2026-08' },
   },
   'one user': { fill: () => fillWith([{ joined: '2026-01-15' }]) },
   'no clients': {
@@ -150,6 +150,15 @@ const cases: Record<string, Case> = {
         { joined: '9999-12-31' },
         { joined: '0001-01-01' },
       ]),
+  },
+  'very long times and small shares': {
+    fill: async () => {
+      await fillWith([{ joined: '2005-01-15', bought: '2026-09-03' }]);
+      await database.db.execute(sql`
+        insert into public.dim_user (user_id, branch_id, created_at)
+        select number, 'b', timestamptz '2026-01-01' + number * interval '1 minute'
+        from generate_series(1, 3000) as number`);
+    },
   },
   'no dates at all': { fill: () => fillWith([{ joined: null, bought: null }, { joined: null }]) },
   'strange names': {
@@ -252,6 +261,7 @@ describe.skipIf(!executablePath)('the page of', () => {
       }
       for (const filter of conversionEventFilters) {
         await expectComplete(page, figures, filter);
+        await expectDrawn(page, filter);
       }
     });
     expect(new Set(asked)).toEqual(new Set(['/report.html']));
@@ -310,18 +320,33 @@ describe.skipIf(!executablePath)('the page of', () => {
     });
   });
 
-  test('a gym prints the panel that is chosen, on light paper', async () => {
-    await make(cases['a gym'] as Case);
-    await inPage({ colorScheme: 'dark' }, async (page) => {
-      await page.check('#filter-USER_CREDIT');
-      await page.emulateMedia({ media: 'print', colorScheme: 'dark' });
-      expect(await panels(page)).toEqual(['Credit packs only']);
-      expect(await page.evaluate(() => getComputedStyle(document.body).backgroundColor)).toBe(
-        'rgb(255, 255, 255)',
+  test.each(['a gym since January', 'a branch', '2,000 branches'])(
+    '%s prints the panel that is chosen on light paper, with all that is open',
+    { timeout: 120_000 },
+    async (name) => {
+      await make(cases[name] as Case);
+      // A4 with margins of 1 cm, at 96 pixels per inch.
+      await inPage(
+        { colorScheme: 'dark', viewport: { width: 718, height: 1047 } },
+        async (page) => {
+          await page.check('#filter-USER_CREDIT');
+          await page.emulateMedia({ media: 'print', colorScheme: 'dark' });
+          expect(await panels(page)).toEqual(['Credit packs only']);
+          expect(await page.evaluate(() => getComputedStyle(document.body).backgroundColor)).toBe(
+            'rgb(255, 255, 255)',
+          );
+          expect(await page.locator('fieldset').isVisible()).toBe(false);
+          expect(await page.evaluate(whatDoesNotFit)).toEqual([]);
+          await page.evaluate(() => {
+            for (const numbers of document.querySelectorAll<HTMLDetailsElement>('.numbers')) {
+              numbers.open = true;
+            }
+          });
+          expect(await page.evaluate(whatDoesNotFit)).toEqual([]);
+        },
       );
-      expect(await page.locator('fieldset').isVisible()).toBe(false);
-    });
-  });
+    },
+  );
 
   test('a gym names no user, and says what it cannot compute', async () => {
     await make(cases['a gym'] as Case);
@@ -356,7 +381,9 @@ async function expectComplete(
     Leads: count(leads),
     Clients: count(clients),
     'Conversion rate': percent(clients, users),
-    'Converted before joining': count(beforeJoining),
+    'Half of clients within': inDays(headline.medianDays),
+    '9 in 10 clients within': inDays(headline.p90Days),
+    'Bought before joining': count(beforeJoining),
   });
   /** The sum of a column in the table of this caption; null without the table. */
   const sumOf = (caption: string, column: string) =>
@@ -395,6 +422,197 @@ async function expectComplete(
   expect(ofTypes.reduce((sum: number, number) => sum + (number || 0), 0)).toBe(fromJoining);
 }
 
+/** The columns of each table, whatever is sold. Those of kinds of purchase come between them. */
+const columnsOf: Record<string, string[]> = {
+  'Users and clients by month of joining': [
+    ...['Month of joining', 'Users', 'Leads', 'Clients', 'Conversion rate', 'Too early to judge'],
+  ],
+  'Share of users who have converted, by month of joining and months after it': [
+    ...['Month of joining', 'Users', ...Array.from({ length: 13 }, (_, index) => String(index))],
+  ],
+  'Clients by days since joining and by what they bought': [
+    ...['Days since joining', 'Membership', 'Share of Membership'],
+    ...['Credit pack', 'Share of Credit pack'],
+  ],
+  'Clients by source and by what they bought': [
+    ...['Source', 'Membership', 'Credit pack', 'All clients'],
+  ],
+  'Clients by product': ['Product', 'Kind', 'Clients', 'Share of clients'],
+  'Branches whose conversion rate differs most': [
+    ...['Branch', 'Users', 'Conversion rate', 'Difference in points'],
+  ],
+  'Users and clients by branch': [
+    ...['Branch', 'City', 'Users', 'Clients', 'Conversion rate', 'Half of clients within'],
+  ],
+};
+
+/** The titles of the axes of each chart. */
+const axesOf: Record<string, string[]> = {
+  months: ['Conversion rate', 'Month of joining', 'Users who joined'],
+  cohorts: ['Month of joining', 'Months after the month of joining'],
+  speeds: ['Days since joining', 'Share of clients'],
+  sources: ['Clients'],
+  products: ['Clients'],
+};
+
+/** Each chart shows what is in the table beside it, by its own axes. */
+async function expectDrawn(page: Page, filter: (typeof conversionEventFilters)[number]) {
+  await page.check(`#filter-${filter}`);
+  const cards = await page.evaluate(readCards, filter);
+  for (const { name, columns, caption, rows, titles, scale, rects, points } of cards) {
+    const expected = columnsOf[caption ?? ''] ?? [];
+    if (caption !== undefined) {
+      expect(columns, caption).toEqual(expected.filter((column) => columns.includes(column)));
+      expect(columns.length, caption).toBeGreaterThanOrEqual(Math.min(expected.length, 3));
+    }
+    if (rects === undefined) {
+      continue;
+    }
+    expect(titles, name).toEqual(axesOf[name]);
+    const cell = (row: Record<string, string>, column: string) =>
+      Number((row[column] ?? '0').replaceAll(',', '').replace('%', ''));
+    const near = (drawn: number[], numbers: number[], tolerance: number) => {
+      expect(drawn.length, name).toBe(numbers.length);
+      for (const [index, number] of numbers.entries()) {
+        expect(Math.abs((drawn[index] ?? Number.NaN) - number), name).toBeLessThanOrEqual(
+          tolerance,
+        );
+      }
+    };
+    const text = (column: string) => rows.map((row) => row[column] ?? '');
+    if (name === 'months') {
+      const shown = rows.filter((row) => /^\w+ \d+$/.test(row['Month of joining'] ?? ''));
+      const most = Math.max(...shown.map((row) => cell(row, 'Users')));
+      const drawn = (fills: string[]) =>
+        rects.filter(({ fill }) => fills.includes(fill)).map(({ height }) => height * scale);
+      near(
+        drawn(['var(--leads)']),
+        shown.map((row) => cell(row, 'Leads')),
+        most / 100,
+      );
+      near(
+        drawn(['var(--clients)', 'url(#young)']),
+        shown.map((row) => cell(row, 'Clients')),
+        most / 100,
+      );
+      const isYoung = shown.map((row) => row['Too early to judge'] === 'yes');
+      expect(
+        rects
+          .filter(({ fill }) => fill !== 'var(--leads)')
+          .map(({ fill }) => fill === 'url(#young)'),
+      ).toEqual(isYoung);
+      const judged = shown.filter((row) => cell(row, 'Users') > 0);
+      near(
+        points.map(({ y }) => 100 * (1 - y / 90)),
+        judged.map((row) => cell(row, 'Conversion rate').valueOf() || 0),
+        0.2,
+      );
+      expect(points.map(({ fill }) => fill === 'var(--page)')).toEqual(
+        judged.map((row) => row['Too early to judge'] === 'yes'),
+      );
+    } else if (name === 'cohorts') {
+      const cells = rows.flatMap((row) =>
+        columns
+          .slice(2)
+          .map((column) => row[column] ?? '')
+          .filter(Boolean),
+      );
+      const shades = [0, 10, 20, 30, 40, 50, 60, 80, 100];
+      expect(rects.length).toBe(cells.length);
+      for (const [index, rate] of cells.entries()) {
+        const number = /under/.test(rate)
+          ? 0.05
+          : /over/.test(rate)
+            ? 99.95
+            : Number.parseFloat(rate);
+        const isOnEdge = number > 0 && shades.includes(number);
+        const shade = shades.findIndex((upTo) => number <= upTo);
+        const allowed = isOnEdge ? [shade, shade + 1] : [shade];
+        expect(
+          allowed.map((one) => `var(--shade-${one})`),
+          rate,
+        ).toContain(rects[index]?.fill);
+      }
+    } else if (name === 'speeds') {
+      const kinds = columns.filter((column) => /^Share of/.test(column));
+      const shares = kinds.flatMap((kind) => rows.map((row) => cell(row, kind)));
+      near(
+        rects.map(({ height }) => height * scale),
+        shares.map((share) => share || 0),
+        0.6,
+      );
+    } else {
+      const [column, kinds] =
+        name === 'sources'
+          ? ['All clients', columns.slice(1, -1)]
+          : ['Clients', [...new Set(text('Kind'))]];
+      const drawn = new Map<number, number>();
+      for (const { y, width } of rects) {
+        drawn.set(y, (drawn.get(y) ?? 0) + width * scale);
+      }
+      const most = Math.max(...rows.map((row) => cell(row, column)));
+      expect(kinds.length).toBeGreaterThan(0);
+      near(
+        [...drawn.values()].slice(0, 10),
+        rows.slice(0, 10).map((row) => cell(row, column)),
+        most / 100,
+      );
+    }
+  }
+}
+
+/** In the page: the table and the chart of each card under a filter, in the units of the chart. */
+function readCards(filter: string) {
+  return [...document.querySelectorAll(`section.${filter} .card`)].map((card) => {
+    const table = card.querySelector('table');
+    const columns = [...(table?.querySelectorAll('thead th') ?? [])].map(
+      ({ textContent }) => textContent ?? '',
+    );
+    const rows = [...(table?.querySelectorAll('tbody tr') ?? [])].map((row) =>
+      Object.fromEntries(
+        columns.map((column, index) => [column, row.children[index]?.textContent ?? '']),
+      ),
+    );
+    const chart = card.querySelector('svg');
+    const name = card.getAttribute('aria-labelledby')?.replace(`${filter}-`, '') ?? '';
+    const positions = (element: Element) =>
+      [...(element.getAttribute('transform') ?? '').matchAll(/-?[\d.]+/g)].map(Number);
+    /** How much one unit of the axis that numbers the bars is worth. */
+    const scaleOf = () => {
+      const isVertical = ['months', 'speeds'].includes(name);
+      const labels = [...(chart?.querySelectorAll('.role-axis-label text') ?? [])]
+        .filter((label) => !isVertical || label.getAttribute('text-anchor') === 'end')
+        .filter((label) => /^[\d,]+%?$/.test(label.textContent ?? ''))
+        .filter((label) => name !== 'months' || !label.textContent?.includes('%'))
+        .map((label) => ({
+          value: Number(label.textContent?.replace(/[,%]/g, '')),
+          at: positions(label)[isVertical ? 1 : 0] ?? 0,
+        }));
+      const [first, last] = [labels[0], labels.at(-1)];
+      return first && last ? Math.abs((last.value - first.value) / (last.at - first.at)) : 0;
+    };
+    return {
+      name,
+      columns,
+      caption: table?.querySelector('caption')?.textContent ?? undefined,
+      rows,
+      titles: [...(chart?.querySelectorAll('.role-axis-title text') ?? [])]
+        .map(({ textContent }) => textContent ?? '')
+        .sort(),
+      scale: scaleOf(),
+      rects: chart
+        ? [...chart.querySelectorAll<SVGPathElement>('.mark-rect.role-mark path')].map((path) => ({
+            ...{ fill: path.getAttribute('fill') ?? '', y: path.getBBox().y },
+            ...{ width: path.getBBox().width, height: path.getBBox().height },
+          }))
+        : undefined,
+      points: [...(chart?.querySelectorAll('.mark-symbol.role-mark path') ?? [])].map((path) => ({
+        ...{ fill: path.getAttribute('fill') ?? '', y: positions(path)[1] ?? 0 },
+      })),
+    };
+  });
+}
+
 /** In the page: what is wider than the window or its place, and what lies on something else. */
 function whatDoesNotFit(): string[] {
   const found: string[] = [];
@@ -410,25 +628,42 @@ function whatDoesNotFit(): string[] {
     }
   }
   const overlap = (elements: Element[]) => {
-    const boxes = elements
-      .filter(isShown)
-      .map((element) => ({ element, box: element.getBoundingClientRect() }));
-    for (const [index, one] of boxes.entries()) {
-      for (const other of boxes.slice(index + 1)) {
-        const width =
-          Math.min(one.box.right, other.box.right) - Math.max(one.box.left, other.box.left);
-        const height =
-          Math.min(one.box.bottom, other.box.bottom) - Math.max(one.box.top, other.box.top);
+    for (const [index, element] of elements.entries()) {
+      overlapping([element], elements.slice(index + 1));
+    }
+  };
+  const overlapping = (some: Element[], others: Element[]) => {
+    for (const one of some.filter(isShown)) {
+      for (const other of others.filter(isShown)) {
+        const [box, otherBox] = [one.getBoundingClientRect(), other.getBoundingClientRect()];
+        const width = Math.min(box.right, otherBox.right) - Math.max(box.left, otherBox.left);
+        const height = Math.min(box.bottom, otherBox.bottom) - Math.max(box.top, otherBox.top);
         if (width > 1 && height > 2) {
           found.push(
-            `"${one.element.textContent?.slice(0, 40)}" lies on "${other.element.textContent?.slice(0, 40)}"`,
+            `"${one.textContent?.slice(0, 40)}" lies on "${other.textContent?.slice(0, 40)}"`,
           );
         }
       }
     }
   };
   overlap([...document.querySelectorAll('.tiles > div, .card, .note, header, fieldset')]);
+  for (const element of document.querySelectorAll('[aria-labelledby]')) {
+    if (!document.getElementById(element.getAttribute('aria-labelledby') ?? '')?.textContent) {
+      found.push(`a ${element.tagName} has no name`);
+    }
+  }
+  for (const table of document.querySelectorAll('table')) {
+    const card = table.closest('.card')?.getBoundingClientRect();
+    const isCut = getComputedStyle(table.parentElement as Element).overflowX === 'visible';
+    if (isShown(table) && isCut && card && table.getBoundingClientRect().right > card.right) {
+      found.push(`${table.caption?.textContent} leaves its card`);
+    }
+  }
   for (const chart of document.querySelectorAll('svg[viewBox]')) {
+    overlapping(
+      [...chart.querySelectorAll('.mark-text.role-mark text')],
+      [...chart.querySelectorAll('.mark-rect.role-mark path')],
+    );
     const texts = [...chart.querySelectorAll('text')].filter(
       ({ textContent, attributes }) =>
         textContent && attributes.getNamedItem('opacity')?.value !== '0',
