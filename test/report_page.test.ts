@@ -348,6 +348,29 @@ describe.skipIf(!executablePath)('the page of', () => {
     },
   );
 
+  test.each([
+    ['2026-05-10', ['no', 'no', 'yes', 'yes', 'yes']],
+    ['2026-05-11', ['no', 'no', 'no', 'yes', 'yes']],
+  ])(
+    'a gym until %s marks the months of which not everybody has had 40 days',
+    async (last, marks) => {
+      await make({
+        fill: () =>
+          fillWith([
+            { joined: '2026-01-10', bought: '2026-02-19' },
+            { joined: '2026-02-10', bought: '2026-03-22' },
+            { joined: '2026-03-10', pack: '2026-04-19' },
+            { joined: '2026-04-10' },
+            { joined: last },
+          ]),
+      });
+      await inPage({}, async (page) => {
+        const months = page.locator('section.ALL table', { hasText: 'Too early to judge' });
+        expect(await months.locator('tbody td:last-child').allTextContents()).toEqual(marks);
+      });
+    },
+  );
+
   test('a gym names no user, and says what it cannot compute', async () => {
     await make(cases['a gym'] as Case);
     expect(html).not.toMatch(/user-\d{3}|member ?\d|@example/i);
