@@ -16,7 +16,7 @@ import {
 } from '../schema/index.ts';
 import { gym } from '../scripts/demo/gym.ts';
 import { loadFolder } from '../scripts/load/folder.ts';
-import { type Figures, readFigures } from '../scripts/report/figures.ts';
+import { type Figures, type Headline, readFigures } from '../scripts/report/figures.ts';
 import { pageOf } from '../scripts/report/page.tsx';
 import { count, inDays, percent, wordsOfFilter } from '../scripts/report/wording.ts';
 import { conversionEventFilters, refreshViews } from '../views/index.ts';
@@ -408,6 +408,28 @@ async function expectComplete(
     '9 in 10 clients within': inDays(headline.p90Days),
     'Bought before joining': count(beforeJoining),
   });
+  const compared = (all: Headline[] = []) => all.find((one) => one.filter === filter);
+  const [now, before] = [
+    compared(figures.comparison?.headlines),
+    compared(figures.comparison?.headlinesBefore),
+  ];
+  expect(await panel.locator('dl dd', { hasText: 'against' }).allTextContents()).toEqual(
+    now && before
+      ? [
+          ...(['users', 'leads', 'clients'] as const).map((figure) =>
+            expect.stringContaining(`: ${count(now[figure])} against ${count(before[figure])} (`),
+          ),
+          expect.stringContaining(
+            `: ${percent(now.clients, now.users)} against ${percent(before.clients, before.users)} (`,
+          ),
+          ...(['medianDays', 'p90Days'] as const)
+            .filter((figure) => now[figure] !== null && before[figure] !== null)
+            .map((figure) =>
+              expect.stringContaining(`: ${now[figure]} against ${before[figure]} (`),
+            ),
+        ]
+      : [],
+  );
   /** The sum of a column in the table of this caption; null without the table. */
   const sumOf = (caption: string, column: string) =>
     panel.locator('table').evaluateAll(

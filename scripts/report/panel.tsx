@@ -168,12 +168,13 @@ function monthRowsOf(
 }
 
 /** The headline figures, with their change against the months before. */
-function Tiles({ headline, compared, months, judged }: Panel) {
+function Tiles({ headline, comparison, compared, months, judged }: Panel) {
   const { users, leads, clients, beforeJoining, withoutDays, medianDays, p90Days } = headline;
+  const whenCompared = comparison && `${wordsOfMonths(comparison.months)}: `;
   const against = (of: (headline: Headline) => number | null) => {
     const [now, before] = [compared && of(compared.now), compared && of(compared.before)];
     return typeof now === 'number' && typeof before === 'number'
-      ? `${count(now)} against ${count(before)} (${change(now - before)})`
+      ? `${whenCompared}${count(now)} against ${count(before)} (${change(now - before)})`
       : undefined;
   };
   const rateOf = (headline: Headline): [number, number] => [headline.clients, headline.users];
@@ -202,7 +203,7 @@ function Tiles({ headline, compared, months, judged }: Panel) {
           months.some(({ isYoung, users }) => isYoung !== false && users > 0) &&
           `${percent(judged.clients, judged.users)} in months old enough to judge.`,
         compared &&
-          `${percent(...rateOf(compared.now))} against ${percent(...rateOf(compared.before))} (${points(rateOf(compared.now), rateOf(compared.before))} points)`,
+          `${whenCompared}${percent(...rateOf(compared.now))} against ${percent(...rateOf(compared.before))} (${points(rateOf(compared.now), rateOf(compared.before))} points)`,
       ],
     },
     {
@@ -248,18 +249,20 @@ function Tiles({ headline, compared, months, judged }: Panel) {
   );
 }
 
+const wordsOfMonths = ([first, last]: [Month, Month]): string =>
+  first === last ? wordsOfMonth(first) : `${wordsOfMonth(first)} to ${wordsOfMonth(last)}`;
+
 /** What the changes in the tiles compare. */
 function Compared({ comparison }: Panel) {
   if (!comparison) {
     return null;
   }
   const { months, monthsBefore, asOf } = comparison;
-  const range = ([first, last]: [Month, Month]) =>
-    first === last ? wordsOfMonth(first) : `${wordsOfMonth(first)} to ${wordsOfMonth(last)}`;
   return (
     <p class="muted">
-      The comparison is of users who joined in {range(months)} with users who joined in{' '}
-      {range(monthsBefore)}, as they were on {wordsOfDay(asOf)}. Both had the same time to convert.
+      The comparison is of users who joined in {wordsOfMonths(months)} with users who joined in{' '}
+      {wordsOfMonths(monthsBefore)}, as they were on {wordsOfDay(asOf)}. Both had the same time to
+      convert.
     </p>
   );
 }

@@ -37,8 +37,9 @@ legend { padding: 0 0.35rem; font-weight: 600; }
 label { display: inline-block; margin: 0.15rem 1.25rem 0.15rem 0; padding: 0.2rem 0; }
 input { width: 1.1rem; height: 1.1rem; margin: 0 0.3rem 0 0; vertical-align: -0.15rem; accent-color: var(--clients); }
 :focus-visible { outline: 3px solid var(--clients); outline-offset: 2px; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 9.25rem), 1fr)); gap: 0.75rem; margin: 0; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, max(9.25rem, 20%)), 1fr)); gap: 0.75rem; margin: 0; }
 .tiles div { padding: 0.75rem; background: var(--card); border: 1px solid var(--line); border-radius: 0.5rem; }
+.tiles + .muted { margin: 0.75rem 0; }
 .tiles dt { font-weight: 600; }
 .tiles dd { margin: 0; color: var(--muted); font-size: 0.85rem; }
 .tiles dd.value { color: var(--text); font-size: 1.4rem; font-weight: 600; line-height: 1.3; overflow-wrap: normal; }
