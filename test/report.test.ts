@@ -2,7 +2,12 @@ import { sql } from 'drizzle-orm';
 import fc from 'fast-check';
 import { Temporal } from 'temporal-polyfill';
 import { expect, test } from 'vitest';
-import { type Figures, type Headline, readFigures } from '../scripts/report/figures.ts';
+import {
+  type Figures,
+  type Headline,
+  judgedUntil,
+  readFigures,
+} from '../scripts/report/figures.ts';
 import { percent, points, shorten, warningsOf } from '../scripts/report/wording.ts';
 import { conversionEventFilters, fctLeadConversions, refreshViews } from '../views/index.ts';
 import { useDatabase } from './support/database.ts';
@@ -16,25 +21,37 @@ const bounds = { statementTimeout: '1min', workMem: '4MB' };
 const read = (options: { branch?: string; since?: string } = {}) =>
   readFigures(database.db, { ...bounds, ...options });
 
-const input = inputOf({
-  identifiers: Array.from({ length: 14 }, (_, number) => `id-${number}`),
-  zones: ['America/New_York', 'Pacific/Kiritimati', 'UTC'],
-  // Days, weeks and months apart, and on either side of midnight and of the end of a month.
-  instants: [
-    '1900-01-01T00:00:00Z',
-    '2023-12-31T23:30:00Z',
-    '2024-01-01T00:30:00Z',
-    '2024-01-31T12:00:00Z',
-    '2024-02-01T03:00:00Z',
-    '2024-02-02T12:00:00Z',
-    '2024-02-29T23:59:59.999999Z',
-    '2024-03-03T12:00:00Z',
-    '2024-06-15T12:00:00Z',
-    '2025-03-15T12:00:00Z',
-  ],
-  texts: ['Monthly', 'monthly', 'App', '', 'א'],
-  ...{ maxBranches: 3, maxUsers: 14, maxPurchases: 30 },
-});
+/** Weeks and months apart, and on either side of midnight and of the end of a month. */
+const months = [
+  '2023-11-15T12:00:00Z',
+  '2023-12-31T23:30:00Z',
+  '2024-01-01T00:30:00Z',
+  '2024-01-31T12:00:00Z',
+  '2024-02-01T03:00:00Z',
+  '2024-02-02T12:00:00Z',
+  '2024-02-29T23:59:59.999999Z',
+  '2024-03-03T12:00:00Z',
+];
+
+/** Months that can be compared: there is one before, and one after them. */
+const few = [
+  ...['2023-11-15T12:00:00Z', '2023-12-12T12:00:00Z', '2024-01-01T00:30:00Z'],
+  ...['2024-01-14T12:00:00Z', '2024-02-02T12:00:00Z', '2024-02-12T03:00:00Z'],
+];
+
+const years = ['1900-01-01T00:00:00Z', '2024-06-15T12:00:00Z', '2025-03-15T12:00:00Z'];
+
+const input = fc.oneof(
+  ...[few, months, [...months, ...years]].map((instants) =>
+    inputOf({
+      identifiers: Array.from({ length: 14 }, (_, number) => `id-${number}`),
+      zones: ['America/New_York', 'Pacific/Kiritimati', 'UTC'],
+      instants,
+      texts: ['Monthly', 'monthly', 'App', '', 'א'],
+      ...{ maxBranches: 3, maxUsers: 14, maxPurchases: 30 },
+    }),
+  ),
+);
 
 /** A row of the second view, as the model computes it. */
 type Row = NonNullable<ReturnType<typeof leadConversions>[number]>;
@@ -56,17 +73,29 @@ const filterOf = (row: Row) => row.client_conversion_event_filter;
 const isClient = (row: Row) => row.lead_status === 'CLIENT';
 const typeOf = (row: Row) => row.client_conversion_event_type;
 
+/** A time from before 1970, or from its first day, is taken for a mistake. */
+const isTrue = (time: string | null): time is string => time !== null && time >= '1970-01-02';
+
 const daysOf = ({
   local_user_created_at: from,
   client_conversion_event_local_created_at: to,
 }: Row) =>
-  from && to ? (Date.parse(to.slice(0, 10)) - Date.parse(from.slice(0, 10))) / dayMs : null;
+  isTrue(from) && isTrue(to)
+    ? (Date.parse(to.slice(0, 10)) - Date.parse(from.slice(0, 10))) / dayMs
+    : null;
 
 /** The least of some days that a share of them does not exceed. */
 function percentile(share: number, days: number[]): number | null {
   const sorted = days.toSorted((one, other) => one - other);
   return sorted.find((_, index) => (index + 1) / sorted.length >= share) ?? null;
 }
+
+/** The times of joining and of conversions that can be true, in order. */
+const timesOf = (rows: Row[]): string[] =>
+  rows
+    .flatMap((row) => [row.local_user_created_at, row.client_conversion_event_local_created_at])
+    .filter(isTrue)
+    .sort();
 
 /** What the report says of some rows, computed plainly. */
 function figuresOf(rows: Row[]) {
@@ -96,17 +125,22 @@ function figuresOf(rows: Row[]) {
       ...[filterOf(row), typeOf(row)],
       [0, 1, 8, 31, 91, 366].filter((first) => first <= (daysOf(row) ?? -1)).length,
     ]).map(([[filter, type, span], rows]) => ({ filter, type, span, clients: rows.length })),
-    cohorts: groupsOf(fromJoining, (row) => {
-      const month = monthOf(row.local_user_created_at) || 0;
-      const monthsUntil = (monthOf(row.client_conversion_event_local_created_at) || 0) - month;
-      return [filterOf(row), month, Math.min(monthsUntil, 13)];
-    }).map(([[filter, month, monthsUntil], rows]) => ({
+    cohorts: groupsOf(
+      rows.filter((row) => daysOf(row) !== null),
+      (row) => {
+        const month = monthOf(row.local_user_created_at) || 0;
+        const monthsUntil = (monthOf(row.client_conversion_event_local_created_at) || 0) - month;
+        return [filterOf(row), month, Math.min(Math.max(monthsUntil, 0), 13)];
+      },
+    ).map(([[filter, month, monthsUntil], rows]) => ({
       ...{ filter, month, monthsUntil, clients: rows.length },
     })),
     branches: groupsOf(rows, (row) => [filterOf(row), row.branch_id]).map(
       ([[filter, branchId], rows]) => ({
         ...{ filter, branchId, name: null, city: null, ...counts(rows) },
         medianDays: percentile(0.5, days(rows)),
+        first: timesOf(rows).at(0)?.slice(0, 10) ?? null,
+        latest: timesOf(rows).at(-1)?.slice(0, 10) ?? null,
       }),
     ),
   };
@@ -117,17 +151,23 @@ const sorted = (rows: unknown[]) =>
   rows.map((row) => JSON.stringify(row, Object.keys(row as object).sort())).sort();
 
 test('every figure is what a plain recomputation makes of any input', async () => {
-  const months = fc.option(fc.constantFrom('1900-01', '2024-01', '2024-02', '2024-03', '2025-03'), {
-    nil: undefined,
-  });
+  const since = fc.option(
+    fc.constantFrom('1900-01', ...Array(5).fill('2024-01'), '2024-02', '2025-03'),
+    {
+      nil: undefined,
+    },
+  );
   await fc.assert(
-    fc.asyncProperty(input, months, fc.boolean(), async (generated, since, isOfOneBranch) => {
+    fc.asyncProperty(input, since, fc.boolean(), async (generated, since, isOfOneBranch) => {
       await store(database, generated);
       await refreshViews(database.db, { maxLoss: '100%' });
       const branch = isOfOneBranch ? generated.branches[0]?.branch_id : undefined;
       const all = leadConversions(generated) as Row[];
       const own = all.filter((row) => branch === undefined || row.branch_id === branch);
       const joined = (row: Row) => row.local_user_created_at;
+      if (since !== '2025-03' && timesOf(all).every((time) => time < '2024-02-13')) {
+        await refreshedAt('2024-02-14T00:00:00Z');
+      }
       const reported = own.filter((row) => since === undefined || (joined(row) ?? '') >= since);
       const { headlines, ...expected } = figuresOf(reported);
 
@@ -142,16 +182,7 @@ test('every figure is what a plain recomputation makes of any input', async () =
       }
       expect(sorted(figures.everybody)).toEqual(sorted(figuresOf(own).headlines));
 
-      const times = all.flatMap((row) => [
-        joined(row),
-        row.client_conversion_event_local_created_at,
-      ]);
-      const until =
-        times
-          .filter((time) => time !== null)
-          .sort()
-          .at(-1)
-          ?.slice(0, 10) ?? null;
+      const until = timesOf(all).at(-1)?.slice(0, 10) ?? null;
       expect(figures.until).toBe(until);
       expect(figures.withoutJoining).toBe(
         since === undefined
@@ -162,9 +193,9 @@ test('every figure is what a plain recomputation makes of any input', async () =
       const zoneOf = (branchId: string | null) =>
         generated.branches.find(({ branch_id }) => branch_id === branchId)?.timezone_id ?? 'UTC';
       const instants = all.flatMap((row) =>
-        [joined(row), row.client_conversion_event_local_created_at]
-          .filter((time) => time !== null)
-          .map((time) => Temporal.PlainDateTime.from(time).toZonedDateTime(zoneOf(row.branch_id))),
+        timesOf([row]).map((time) =>
+          Temporal.PlainDateTime.from(time).toZonedDateTime(zoneOf(row.branch_id)),
+        ),
       );
       const latest = instants.sort(Temporal.ZonedDateTime.compare).at(-1)?.toInstant();
       const days = own.map(({ branch_id }) =>
@@ -173,16 +204,61 @@ test('every figure is what a plain recomputation makes of any input', async () =
       const completeUntil = days.map(String).sort()[0];
       expect(figures.completeUntil).toBe(latest ? (completeUntil ?? null) : null);
 
-      if (!since || !latest || !completeUntil || !until) {
+      const feed = (name: string, rows: Row[], timeOf: (row: Row) => string | null) => {
+        const days = rows
+          .map(timeOf)
+          .filter(isTrue)
+          .sort()
+          .map((time) => time.slice(0, 10));
+        const [first, latest] = [days[0], days.at(-1)];
+        return first && latest ? [{ feed: name, records: days.length, first, latest }] : [];
+      };
+      const feeds = [
+        ...feed(
+          'JOINING',
+          own.filter((row) => filterOf(row) === 'ALL'),
+          joined,
+        ),
+        ...['MEMBERSHIP', 'USER_CREDIT'].flatMap((type) =>
+          feed(
+            type,
+            own.filter((row) => filterOf(row) === type),
+            (row) => row.client_conversion_event_local_created_at,
+          ),
+        ),
+      ];
+      expect(figures.feeds).toEqual(feeds);
+      // Unless the refresh is of that time, it is long ago, so that nothing has come for long.
+      const refreshed = Temporal.Instant.from(figures.refreshedAt ?? '')
+        .toZonedDateTimeISO('UTC')
+        .toPlainDate();
+      const silenceSince = (day: string) => Temporal.PlainDate.from(day).until(refreshed).days;
+      const silent = feeds.filter(({ records, first, latest }) => {
+        const days = Temporal.PlainDate.from(first).until(Temporal.PlainDate.from(latest)).days;
+        const silence = silenceSince(latest);
+        return records >= 5 && silence >= 7 && silence * (records - 1) >= 5 * days;
+      });
+      const end = feeds
+        .map(({ latest }) => latest)
+        .sort()
+        .at(-1);
+      const asOf = [
+        ...silent.map(({ latest }) => latest),
+        ...(end && silenceSince(end) >= 7 ? [end] : []),
+      ]
+        .map((day) => Temporal.PlainDate.from(day).subtract({ days: 1 }).toString())
+        .concat(latest && completeUntil ? [completeUntil] : [])
+        .sort()[0];
+      expect(judgedUntil('ALL', figures)).toBe(latest && completeUntil ? asOf : null);
+
+      if (!since || !latest || !completeUntil || !asOf) {
         expect(figures.comparison).toBeNull();
         return;
       }
       const month = (text: string) => Temporal.PlainYearMonth.from(text.slice(0, 7));
-      const end = Temporal.PlainDate.from(completeUntil);
-      const last =
-        end.day === end.daysInMonth
-          ? month(completeUntil)
-          : month(completeUntil).subtract({ months: 1 });
+      const lastDay = Temporal.PlainDate.from(asOf);
+      const isLast = lastDay.day === lastDay.daysInMonth;
+      const last = isLast ? month(asOf) : month(asOf).subtract({ months: 1 });
       const length = month(since).until(last, { largestUnit: 'months' }).months + 1;
       const first = month(since).subtract({ months: Math.max(length, 0) });
       const within = (from: Temporal.PlainYearMonth, to: Temporal.PlainYearMonth) =>
@@ -191,20 +267,35 @@ test('every figure is what a plain recomputation makes of any input', async () =
           return text >= from.toString() && text <= to.toString();
         });
       const now = within(month(since), last);
-      if (length < 1 || now.length === 0 || within(first, first).length === 0) {
+      const monthsBefore = Array.from({ length: Math.max(length, 0) }, (_, index) =>
+        first.add({ months: index }),
+      );
+      const usersBefore = within(first, month(since).subtract({ months: 1 })).length;
+      const leading = first.subtract({ months: 1 });
+      if (
+        length < 1 ||
+        now.length === 0 ||
+        monthsBefore.some((one) => within(one, one).length === 0) ||
+        within(leading, leading).length < usersBefore / length / 10
+      ) {
         expect(figures.comparison).toBeNull();
         return;
       }
-      const asOf = Temporal.PlainDate.from(until).subtract({ months: length }).toString();
-      const before = within(first, month(since).subtract({ months: 1 })).map((row) =>
-        (row.client_conversion_event_local_created_at ?? '').slice(0, 10) > asOf
-          ? { ...row, lead_status: 'LEAD', client_conversion_event_local_created_at: null }
-          : row,
+      const earlier = lastDay.subtract({ months: length });
+      const asOfBefore = (isLast ? earlier.with({ day: earlier.daysInMonth }) : earlier).toString();
+      const asThey = (rows: Row[], wereOn: string) =>
+        rows.map((row) =>
+          (row.client_conversion_event_local_created_at ?? '').slice(0, 10) > wereOn
+            ? { ...row, lead_status: 'LEAD', client_conversion_event_local_created_at: null }
+            : row,
+        );
+      const before = within(first, month(since).subtract({ months: 1 }));
+      expect(figures.comparison).toMatchObject({ asOf, asOfBefore });
+      expect(sorted(figures.comparison?.headlines ?? [])).toEqual(
+        sorted(figuresOf(asThey(now, asOf)).headlines),
       );
-      expect(figures.comparison?.asOf).toBe(asOf);
-      expect(sorted(figures.comparison?.headlines ?? [])).toEqual(sorted(figuresOf(now).headlines));
       expect(sorted(figures.comparison?.headlinesBefore ?? [])).toEqual(
-        sorted(figuresOf(before).headlines),
+        sorted(figuresOf(asThey(before, asOfBefore)).headlines),
       );
     }),
     { numRuns: 60 },
@@ -256,32 +347,121 @@ test('names the ten sources and products with the most clients, and puts the res
   }
 });
 
+/** Has the latest refresh begin at an instant. */
+const refreshedAt = (instant: string) =>
+  database.db.execute(sql`update view_refreshes set started_at = ${instant}::timestamptz`);
+
 test('compares whole months with as many before, as they were at that time', async () => {
-  await storeUsers([
+  const users = [
+    { joined: '2025-10-01' },
     { joined: '2025-11-30', bought: '2026-01-02' }, // after 31 December, two months before the end
     { joined: '2025-12-01' },
     { joined: '2025-12-31', bought: '2025-12-31' },
     { joined: '2026-01-01', bought: '2026-02-28' },
-    { joined: '2026-03-01', bought: '2026-03-02' }, // in a month that is not over
+    { joined: '2026-01-01', bought: '2026-03-01T09:00:00Z' }, // on a day that is not over
+    { joined: '2026-03-01T10:00:00Z' }, // in a month that is not over
     { joined: null },
-  ]);
+  ];
+  await storeUsers(users);
+  await refreshedAt('2026-03-01T11:00:00Z');
   const all = (headlines: Headline[] = []) => headlines.find(({ filter }) => filter === 'ALL');
   const january = await read({ since: '2026-01' });
-  expect(all(january.headlines)).toMatchObject({ users: 2, clients: 2, leads: 0 });
+  expect(all(january.headlines)).toMatchObject({ users: 3, clients: 2, leads: 1 });
   expect(january.withoutJoining).toBe(1);
   expect(january.comparison).toMatchObject({
     ...{ months: [2026 * 12, 2026 * 12 + 1], monthsBefore: [2025 * 12 + 10, 2025 * 12 + 11] },
-    asOf: '2026-01-02',
+    ...{ asOf: '2026-02-28', asOfBefore: '2025-12-31' },
   });
-  expect(all(january.comparison?.headlines)).toMatchObject({ users: 1, clients: 1 });
+  expect(all(january.comparison?.headlines)).toMatchObject({ users: 2, clients: 1, leads: 1 });
   expect(all(january.comparison?.headlinesBefore)).toMatchObject({
-    users: 3,
-    clients: 2,
-    leads: 1,
+    ...{ users: 3, clients: 1, leads: 2 },
   });
-  expect((await read({ since: '2025-12' })).comparison).toBeNull(); // three months, of which one is there
+  expect((await read({ since: '2025-12' })).comparison).toBeNull(); // three months, of which two are there
   expect((await read({ since: '2026-03' })).comparison).toBeNull(); // none is over
   expect((await read()).comparison).toBeNull();
+  await storeUsers(users.filter(({ joined }) => joined !== '2025-10-01'));
+  await refreshedAt('2026-03-01T11:00:00Z');
+  expect((await read({ since: '2026-01' })).comparison).toBeNull(); // the data begin in November
+  await storeUsers([...users, ...Array.from({ length: 30 }, () => ({ joined: '2025-12-02' }))]);
+  await refreshedAt('2026-03-01T11:00:00Z');
+  expect((await read({ since: '2026-01' })).comparison).toBeNull(); // but for one stray user
+});
+
+/** The days of September 2026. */
+const september = Array.from(
+  { length: 30 },
+  (_, index) => `2026-09-${String(index + 1).padStart(2, '0')}`,
+);
+
+test.each([
+  // Every day until the 13th: that it ends then is no chance.
+  { bought: september.slice(0, 13), judged: '2026-09-12', warns: true },
+  // A week before the refresh, and as late as always.
+  { bought: september.slice(0, 24), judged: '2026-09-23', warns: true },
+  { bought: september.slice(0, 25), judged: '2026-09-29', warns: false },
+  { bought: ['2026-09-03', '2026-09-08', '2026-09-13'], judged: '2026-09-29', warns: false },
+])('judges no day since purchases stopped: $judged', async ({ bought, judged, warns }) => {
+  await storeUsers(
+    september.map((day) => ({ joined: day, ...(bought.includes(day) && { bought: day }) })),
+  );
+  await refreshedAt('2026-10-01T03:15:00Z');
+  const figures = await read();
+  const filters = ['ALL', 'MEMBERSHIP', 'USER_CREDIT'] as const;
+  expect(filters.map((filter) => judgedUntil(filter, figures))).toEqual([
+    ...[judged, judged, '2026-09-29'],
+  ]);
+  const latest = `${Number(bought.at(-1)?.slice(-2))} September 2026`;
+  expect(warningsOf({ ...figures, hoursOld: 0 })).toEqual(
+    warns
+      ? [
+          `The latest first membership dates from ${latest}, ${31 - Number(bought.at(-1)?.slice(-2))} days before the refresh. Check that memberships are still being loaded.`,
+        ]
+      : [],
+  );
+});
+
+test('knows that the data of one branch have stopped', async () => {
+  await store(database, {
+    branches: ['open', 'shut', 'small'].map((branch_id) => ({ branch_id, timezone_id: null })),
+    users: september.flatMap((created_at, index) => [
+      { user_id: `a${index}`, branch_id: 'open', created_at },
+      ...(index < 20 ? [{ user_id: `b${index}`, branch_id: 'shut', created_at }] : []),
+      ...(index < 2 ? [{ user_id: `c${index}`, branch_id: 'small', created_at }] : []),
+    ]),
+    ...{ creditPacks: [], memberships: [] },
+  });
+  await refreshViews(database.db, { maxLoss: '100%' });
+  await refreshedAt('2026-10-11T03:15:00Z');
+  const warnings = async (branch?: string) =>
+    warningsOf({ ...(await read(branch === undefined ? {} : { branch })), hoursOld: 0 });
+  const advice = 'Check that data are still being loaded.';
+  expect(await warnings()).toEqual([
+    `The latest user or conversion dates from 30 September 2026, 11 days before the refresh. ${advice}`,
+  ]);
+  expect(await warnings('shut')).toEqual([
+    `The latest user or conversion dates from 20 September 2026, 21 days before the refresh. ${advice}`,
+  ]);
+  expect(judgedUntil('ALL', await read({ branch: 'shut' }))).toBe('2026-09-19');
+  await store(database, {
+    branches: ['open', 'shut', 'small'].map((branch_id) => ({ branch_id, timezone_id: null })),
+    users: september.flatMap((created_at, index) => [
+      { user_id: `a${index}`, branch_id: 'open', created_at },
+      ...[1, 2, 3].map((number) => ({
+        ...{
+          user_id: `b${index}.${number}`,
+          branch_id: 'shut',
+          created_at: september[index % 20] ?? null,
+        },
+      })),
+      ...(index < 2 ? [{ user_id: `c${index}`, branch_id: 'small', created_at }] : []),
+    ]),
+    ...{ creditPacks: [], memberships: [] },
+  });
+  await refreshViews(database.db, { maxLoss: '100%' });
+  await refreshedAt('2026-10-01T03:15:00Z');
+  expect(await warnings()).toEqual([
+    'There are no new users or conversions of 1 branch: shut (the latest dates from 20 September 2026). Check that all data are still being loaded.',
+  ]);
 });
 
 test('counts dates after the refresh, and leaves them out of the times', async () => {
@@ -294,13 +474,13 @@ test('counts dates after the refresh, and leaves them out of the times', async (
   expect(figures).toMatchObject({
     until: '2026-01-31',
     completeUntil: '2026-01-30',
-    fromFuture: 2,
+    mistaken: 2,
   });
   expect(rows(figures)).toMatchObject({
     ...{ clients: 2, withoutDays: 2, p90Days: null, beforeJoining: 0 },
   });
   expect(warningsOf(figures)).toContain(
-    '2 users joined or converted after the refresh, by the dates in the data. They count, but their times are left out.',
+    '2 users joined or converted after the refresh or before 1970, by the dates in the data. They count, but their times are left out.',
   );
 });
 
@@ -332,7 +512,7 @@ test('warns of what makes the figures doubtful', async () => {
   expect(warningsOf(await read())).toEqual([]);
   await refresh(hoursAgo(26.1));
   expect(warningsOf(await read())).toContain(
-    'These figures were 26 hours old when the report was made. The nightly refresh has not run.',
+    'These figures were 26 hours old when the report was made. Check the nightly refresh.',
   );
   await refresh(hoursAgo(-1));
   expect(warningsOf(await read())).toEqual([

@@ -84,7 +84,7 @@ test('tells a program what it has written, and warns of old figures and old data
   await fill();
   await session`update view_refreshes set started_at = now() - interval '3 days'`;
   const warning =
-    'These figures were 72 hours old when the report was made. The nightly refresh has not run.';
+    'These figures were 72 hours old when the report was made. Check the nightly refresh.';
   const { code, stdout, stderr } = await report('--json', '--title', 'Our gyms');
   const warnings = stderr
     .trimEnd()

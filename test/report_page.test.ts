@@ -45,6 +45,8 @@ if (!executablePath) {
 interface Case {
   fill: () => Promise<void>;
   options?: { branch?: string; since?: string };
+  /** When the refresh is to have begun, an instant. Now, if undefined. */
+  refreshedAt?: string;
   title?: string;
 }
 
@@ -101,13 +103,18 @@ const strange = [
 ];
 
 const cases: Record<string, Case> = {
-  'a gym': { fill: () => fillFrom(gym(new Date('2026-07-01'))) },
+  'a gym': {
+    fill: () => fillFrom(gym(new Date('2026-07-01'))),
+    refreshedAt: '2026-07-01T03:15:00Z',
+  },
   'a gym since January': {
     fill: () => fillFrom(gym(new Date('2026-07-01'))),
+    refreshedAt: '2026-07-01T03:15:00Z',
     options: { since: '2026-01' },
   },
   'a branch': {
     fill: () => fillFrom(gym(new Date('2026-07-01'))),
+    refreshedAt: '2026-07-01T03:15:00Z',
     options: { branch: 'riverside' },
   },
   'the sample': {
@@ -216,9 +223,14 @@ describe.skipIf(!executablePath)('the page of', () => {
     server.close();
   });
 
-  const make = async ({ fill, options, title = 'Lead conversions' }: Case) => {
+  const make = async ({ fill, options, refreshedAt, title = 'Lead conversions' }: Case) => {
     await fill();
     await refreshViews(database.db, { maxLoss: '100%' });
+    if (refreshedAt !== undefined) {
+      await database.db.execute(
+        sql`update public.view_refreshes set started_at = ${refreshedAt}::timestamptz`,
+      );
+    }
     figures = await readFigures(database.db, {
       statementTimeout: '1min',
       workMem: '64MB',
@@ -488,6 +500,7 @@ const columnsOf: Record<string, string[]> = {
   ],
   'Users and clients by branch': [
     ...['Branch', 'City', 'Users', 'Clients', 'Conversion rate', 'Half of clients within'],
+    'Latest user or conversion',
   ],
 };
 

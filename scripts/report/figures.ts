@@ -14,6 +14,17 @@ import {
 /** A month, as its number of months since the beginning of the year 0. */
 export type Month = number;
 
+/** What users and purchases come from, each of which may stop on its own: joining, or first purchases of a type. */
+export type Feed = 'JOINING' | ConversionEventType;
+
+/** What there is of a feed, on the days that can be true. */
+export interface FeedDays {
+  feed: Feed;
+  records: number;
+  first: string;
+  latest: string;
+}
+
 /** The users of one filter, and how many of them have converted. */
 interface Counts {
   users: number;
@@ -26,7 +37,7 @@ export interface Headline extends Counts {
   leads: number;
   /** Clients who bought on a day before the one on which they joined. */
   beforeJoining: number;
-  /** Clients of whom the day of joining or of the conversion is not known. */
+  /** Clients of whom the day of joining or of the conversion is not known, or cannot be true. */
   withoutDays: number;
   /** Days from joining to conversion: half of the clients took at most that many. NULL without clients. */
   medianDays: number | null;
@@ -73,6 +84,9 @@ export interface BranchCounts extends Counts {
   name: string | null;
   city: string | null;
   medianDays: number | null;
+  /** The local days of the first and the latest joining or conversion. */
+  first: string | null;
+  latest: string | null;
 }
 
 export interface Figures {
@@ -88,10 +102,12 @@ export interface Figures {
   until: string | null;
   /** The last day that is over on the clocks of all branches that are reported on, as far as the data go. */
   completeUntil: string | null;
+  /** What there is of each feed in the branches that are reported on, whenever users joined. */
+  feeds: FeedDays[];
   /** Users who are left out, because it is not known whether they joined since that month. */
   withoutJoining: number;
-  /** Users with a date of joining after the refresh, and clients with such a date of conversion. */
-  fromFuture: number;
+  /** Users with a date of joining or of a conversion that cannot be true. */
+  mistaken: number;
   /** One for each filter that is declared, in that order. */
   headlines: Headline[];
   /** Those of all users of the branch, whenever they joined. */
@@ -113,11 +129,9 @@ export interface Comparison {
   months: [first: Month, last: Month];
   headlines: Headline[];
   monthsBefore: [first: Month, last: Month];
-  /**
-   * How they stood on that day, which is as many months before `until`. So both have had as
-   * much time to convert.
-   */
+  /** How each stood at the end of a day, as many months apart. So both have had about as much time to convert. */
   asOf: string;
+  asOfBefore: string;
   headlinesBefore: Headline[];
 }
 
@@ -127,6 +141,8 @@ export type Query =
   | 'headlines'
   | 'everybody'
   | 'comparison'
+  | 'comparisonBefore'
+  | 'feeds'
   | 'months'
   | 'sources'
   | 'products'
@@ -201,18 +217,25 @@ export async function readFigures(session: Session, options: FiguresOptions): Pr
       queries[name] = query;
       return read(namesOfFigures[name], query);
     };
-    const [period] = await figure<Period>('period', periodOf(whole));
-    const { until = null, completeUntil = null, withoutJoining = 0, fromFuture = 0 } = period ?? {};
+    const [period] = await figure<Period>('period', periodOf(scope));
+    const { until = null, completeUntil = null, withoutJoining = 0, mistaken = 0 } = period ?? {};
+    const feeds = await figure<FeedDays>('feeds', feedsOf(whole));
     const headlines = await figure<Headline>('headlines', headlinesOf(scope));
     refuseUnequal(headlines);
     const everybody =
       since === null ? headlines : await figure<Headline>('everybody', headlinesOf(whole));
     return {
-      ...{ branch, since, refreshedAt, until, completeUntil, fromFuture, everybody },
+      ...{ branch, since, refreshedAt, until, completeUntil, feeds, mistaken, everybody },
       hoursOld: refresh?.hoursOld ?? null,
       withoutJoining: since === null ? 0 : withoutJoining,
       headlines: conversionEventFilters.map((filter) => of(filter, headlines) ?? noUsers(filter)),
-      comparison: await comparisonOf(whole, since, period, figure),
+      comparison: await comparisonOf(
+        whole,
+        since,
+        judgedUntil('ALL', { refreshedAt, completeUntil, feeds }),
+        figure,
+        (query) => read(namesOfFigures.comparison, query),
+      ),
       months: await figure('months', monthsOf(scope)),
       sources: await figure('sources', sourcesOf(scope)),
       products: await figure('products', productsOf(scope)),
@@ -244,14 +267,16 @@ interface Refresh {
   hoursOld: number;
 }
 
-type Period = Pick<Figures, 'until' | 'completeUntil' | 'withoutJoining' | 'fromFuture'>;
+type Period = Pick<Figures, 'until' | 'completeUntil' | 'withoutJoining' | 'mistaken'>;
 
 const namesOfFigures: Record<Query, string> = {
   refresh: 'the latest refresh',
   period: 'the days of the data',
   headlines: 'the headline figures',
   everybody: 'all users',
-  comparison: 'the months before',
+  comparison: 'the months to compare',
+  comparisonBefore: 'the months before',
+  feeds: 'the kinds of data',
   months: 'the months',
   sources: 'the sources',
   products: 'the products',
@@ -260,39 +285,105 @@ const namesOfFigures: Record<Query, string> = {
   branches: 'the branches',
 };
 
-/** Compares the whole months from a month on with as many before, if both have users. */
+/** How many records were to be expected in the time in which there was none, for that to be strange. */
+const expectedRecords = 5;
+
+/** For how many days that may be so, whatever was to be expected. */
+const quietDays = 7;
+
+/** Whole days from a day to the refresh. */
+export const daysBeforeRefresh = (day: string, refreshedAt: string | null): number =>
+  Math.floor(Date.parse(refreshedAt ?? new Date().toISOString()) / dayMs - dayOf(day));
+
+/** How many records it takes to tell how often there is one. */
+const fewestRecords = 3;
+
+/** Whether there has been nothing for a week, and for longer than can be by chance: perhaps it is not loaded any more. */
+export function isSilent(
+  { records, first, latest }: Pick<FeedDays, 'records' | 'first' | 'latest'>,
+  refreshedAt: string | null,
+  expected = expectedRecords,
+): boolean {
+  const silence = daysBeforeRefresh(latest, refreshedAt);
+  const daysPerRecord = (dayOf(latest) - dayOf(first)) / (records - 1);
+  return (
+    records >= Math.max(expected, fewestRecords) &&
+    silence >= quietDays &&
+    silence >= expected * daysPerRecord
+  );
+}
+
+/** The latest day of any feed, if that is a week before the refresh: perhaps nothing is loaded any more. */
+export function endOfData({
+  feeds,
+  refreshedAt,
+}: Pick<Figures, 'feeds' | 'refreshedAt'>): string | undefined {
+  const latest = feeds
+    .map(({ latest }) => latest)
+    .sort()
+    .at(-1);
+  return latest !== undefined && daysBeforeRefresh(latest, refreshedAt) >= quietDays
+    ? latest
+    : undefined;
+}
+
+/**
+ * The last day of which all is known under a filter: what is not loaded any more says nothing
+ * of the days since.
+ */
+export function judgedUntil(
+  filter: ConversionEventFilter,
+  { refreshedAt, completeUntil, feeds }: Pick<Figures, 'refreshedAt' | 'completeUntil' | 'feeds'>,
+): string | null {
+  const ends = feeds
+    .filter(({ feed }) => filter === 'ALL' || feed === 'JOINING' || feed === filter)
+    .filter((feed) => isSilent(feed, refreshedAt))
+    .map(({ latest }) => latest);
+  const days = [...ends, endOfData({ feeds, refreshedAt }) ?? []].flat().map(dayBefore);
+  return completeUntil === null ? null : ([...days, completeUntil].sort()[0] ?? null);
+}
+
+/** Compares the whole months from a month on with as many before, if the data begin before those. */
 async function comparisonOf(
   whole: Scope,
   since: Month | null,
-  period: Period | undefined,
+  asOf: string | null,
   figure: (name: Query, query: SQL) => Promise<Headline[]>,
+  read: (query: SQL) => Promise<MonthCounts[]>,
 ): Promise<Comparison | null> {
-  if (since === null || !period?.until || !period.completeUntil) {
+  if (since === null || asOf === null) {
     return null;
   }
-  const last = lastMonthOf(period.completeUntil);
+  const last = lastMonthOf(asOf);
   const length = last - since + 1;
   const first = since - length;
-  if (length < 1 || first < 12 /* the first month that Postgres reads as we write it */) {
+  if (length < 1 || first <= 12 /* the first month that Postgres reads as we write it */) {
     return null;
   }
-  const asOf = monthsEarlier(period.until, length);
-  // One user of long before does not mean that the data begin early enough.
-  const begin = await figure('comparison', headlinesOf({ ...whole, from: first, to: first }));
-  const headlines = await figure('comparison', headlinesOf({ ...whole, from: since, to: last }));
-  if (begin.length === 0 || headlines.length === 0) {
+  const all = await read(monthsOf({ ...whole, from: first - 1, to: since - 1 }));
+  const usersOf = (month: Month) =>
+    all.find((counts) => counts.filter === 'ALL' && counts.month === month)?.users ?? 0;
+  const before = Array.from({ length }, (_, index) => usersOf(first + index));
+  const mean = before.reduce((sum, users) => sum + users, 0) / length;
+  // A month in which the data begin is none to compare with, nor is one with a few strays before that.
+  if (before.includes(0) || usersOf(first - 1) < mean / 10) {
     return null;
   }
-  return {
-    months: [since, last],
-    headlines,
-    monthsBefore: [first, since - 1],
-    asOf,
-    headlinesBefore: await figure(
-      'comparison',
-      headlinesOf({ ...whole, from: first, to: since - 1, asOf }),
-    ),
-  };
+  const asOfBefore = monthsEarlier(asOf, length);
+  const headlines = await figure(
+    'comparison',
+    headlinesOf({ ...whole, from: since, to: last, asOf }),
+  );
+  return headlines.length === 0
+    ? null
+    : {
+        ...{ months: [since, last], headlines, asOf },
+        ...{ monthsBefore: [first, since - 1], asOfBefore },
+        headlinesBefore: await figure(
+          'comparisonBefore',
+          headlinesOf({ ...whole, from: first, to: since - 1, asOf: asOfBefore }),
+        ),
+      };
 }
 
 const dialect = new PgDialect();
@@ -410,17 +501,31 @@ export const lastMonthOf = (day: string): Month => {
   return dayOf(day) < endOf(month) ? month - 1 : month;
 };
 
-/** The same day of an earlier month, or its last day. */
+const dayBefore = (day: string): string =>
+  new Date((dayOf(day) - 1) * dayMs).toISOString().slice(0, 10);
+
+/** The same day of an earlier month; its last day if it has no such day, and of a last day. */
 function monthsEarlier(day: string, months: number): string {
   const month = monthOf(day) - months;
   const last = new Date(endOf(month) * dayMs).getUTCDate();
-  const ofMonth = Math.min(Number(day.slice(-2)), last);
+  const isLast = dayOf(day) === endOf(monthOf(day));
+  const ofMonth = isLast ? last : Math.min(Number(day.slice(-2)), last);
   return `${firstDay(month).slice(0, 8)}${String(ofMonth).padStart(2, '0')}`;
 }
 
 /** The last local time that the refresh can have seen, in any time zone. */
 const latestOf = (refreshedAt: string | null): SQL =>
   sql`${refreshedAt === null ? sql`now()` : sql`${refreshedAt}::timestamptz`} at time zone 'UTC' + interval '14 hours'`;
+
+/**
+ * Whether a local time can be true: none is after the refresh, and one from before 1970, or from
+ * its first day, stands for a date that is not known.
+ */
+const canBeTrue = (time: SQL, refreshedAt: string | null): SQL =>
+  sql`${time} >= '1970-01-02' and ${time} < ${latestOf(refreshedAt)}`;
+
+const joined = sql`local_user_created_at`;
+const converted = sql`client_conversion_event_local_created_at`;
 
 /** A row as it comes from Postgres: its columns have their SQL names, its months are days. */
 type Row = Record<string, unknown>;
@@ -437,27 +542,13 @@ function rowOf<Result>(row: Row): Result {
  * One row per user and filter, as a CTE: what all figures count. It is written once, and
  * Postgres leaves out the columns that a figure does not need.
  */
-function conversionsOf({ branch, refreshedAt, from = null, to, asOf }: Scope): SQL {
-  const end = asOf === undefined ? latestOf(refreshedAt) : sql`${asOf}::date + 1`;
+function conversionsOf(scope: Scope): SQL {
+  const { refreshedAt, asOf } = scope;
   const known =
     asOf === undefined
       ? sql``
       : sql`
-            and coalesce(client_conversion_event_local_created_at < ${end}, true)`;
-  const conditions = [
-    branch === undefined ? undefined : sql`branch_id = ${branch}`,
-    from === null ? undefined : sql`local_user_created_at >= ${firstDay(from)}::date`,
-    to === undefined ? undefined : sql`local_user_created_at < ${firstDay(to + 1)}::date`,
-  ].filter((condition) => condition !== undefined);
-  const where =
-    conditions.length === 0
-      ? sql``
-      : sql`
-    where ${sql.join(
-      conditions,
-      sql`
-        and `,
-    )}`;
+            and coalesce(client_conversion_event_local_created_at < ${asOf}::date + 1, true)`;
   return sql`
 with
 
@@ -467,6 +558,8 @@ conversions as (
     select
         client_conversion_event_filter as filter,
         branch_id,
+        local_user_created_at,
+        client_conversion_event_local_created_at,
         lead_status = 'CLIENT'${known} as is_client,
         client_conversion_event_type as type,
         client_conversion_event_name as product,
@@ -475,11 +568,11 @@ conversions as (
 
         -- Days and months on the calendar of the branch, from the one of joining
         -- to the one of the conversion. NULL for a lead, and where one of the two
-        -- is not known: a date after the refresh is a mistake of upstream. Below 0
-        -- for a purchase on an earlier day.
+        -- is not known: a date after the refresh, or before 1970, is a mistake of
+        -- upstream. Below 0 for a purchase on an earlier day.
         case
-            when client_conversion_event_local_created_at < ${end}
-                and local_user_created_at < ${latestOf(refreshedAt)}
+            when ${canBeTrue(joined, refreshedAt)}
+                and ${canBeTrue(converted, refreshedAt)}${known}
                 then client_conversion_event_local_created_at::date
                     - local_user_created_at::date
         end as days,
@@ -487,9 +580,27 @@ conversions as (
             + extract(month from client_conversion_event_local_created_at)
             - 12 * extract(year from local_user_created_at)
             - extract(month from local_user_created_at) as months_until
-    from public.fct_lead_conversions${where}
+    from public.fct_lead_conversions${whereOf(scope)}
 
 )`;
+}
+
+/** Which rows of the view are those of a scope. */
+function whereOf({ branch, from = null, to }: Scope, also?: SQL): SQL {
+  const conditions = [
+    branch === undefined ? undefined : sql`branch_id = ${branch}`,
+    from === null ? undefined : sql`local_user_created_at >= ${firstDay(from)}::date`,
+    to === undefined ? undefined : sql`local_user_created_at < ${firstDay(to + 1)}::date`,
+    also,
+  ].filter((condition) => condition !== undefined);
+  return conditions.length === 0
+    ? sql``
+    : sql`
+    where ${sql.join(
+      conditions,
+      sql`
+        and `,
+    )}`;
 }
 
 const headlinesOf = (scope: Scope): SQL => sql`${conversionsOf(scope)}
@@ -622,15 +733,16 @@ order by 1, 2, 3`;
 
 const cohortsOf = (scope: Scope): SQL => sql`${conversionsOf(scope)}
 
--- One row per filter, month of joining and number of months until conversion.
--- What comes after the last month that is shown counts together.
+-- One row per filter, month of joining and number of months until conversion. Who
+-- bought before joining was a client from the start. What comes after the last
+-- month that is shown counts together.
 select
     filter,
     month,
-    least(months_until, ${cohortMonths}::integer + 1)::integer as months_until,
+    least(greatest(months_until, 0), ${cohortMonths}::integer + 1)::integer as months_until,
     count(*) as clients
 from conversions
-where days >= 0
+where days is not null
 group by 1, 2, 3
 order by 1, 2, 3`;
 
@@ -645,7 +757,17 @@ branches as (
         count(*) as users,
         count(*) filter (where is_client) as clients,
         percentile_disc(0.5) within group (order by days)
-            filter (where days >= 0) as median_days
+            filter (where days >= 0) as median_days,
+        least(
+            min(local_user_created_at) filter (where ${canBeTrue(joined, scope.refreshedAt)}),
+            min(client_conversion_event_local_created_at)
+                filter (where ${canBeTrue(converted, scope.refreshedAt)})
+        )::date as first,
+        greatest(
+            max(local_user_created_at) filter (where ${canBeTrue(joined, scope.refreshedAt)}),
+            max(client_conversion_event_local_created_at)
+                filter (where ${canBeTrue(converted, scope.refreshedAt)})
+        )::date as latest
     from conversions
     group by filter, branch_id
 
@@ -659,7 +781,9 @@ select
     dim_branch.city,
     branches.users,
     branches.clients,
-    branches.median_days
+    branches.median_days,
+    branches.first,
+    branches.latest
 from branches
 left join public.dim_branch
     on branches.branch_id = dim_branch.branch_id
@@ -678,34 +802,70 @@ where view = ${view}
 order by id desc
 limit 1`;
 
-const periodOf = ({ branch, refreshedAt }: Scope): SQL => sql`
+const feedsOf = (scope: Scope): SQL => sql`
+with
+
+-- One row per user who has joined, and one per first purchase of each type: the
+-- filter of a type has that. Without dates that cannot be true.
+records as (
+
+    select
+        'JOINING' as feed,
+        local_user_created_at as at
+    from public.fct_lead_conversions${whereOf(
+      scope,
+      sql`client_conversion_event_filter = 'ALL'
+        and ${canBeTrue(joined, scope.refreshedAt)}`,
+    )}
+    union all
+    select
+        client_conversion_event_type,
+        client_conversion_event_local_created_at
+    from public.fct_lead_conversions${whereOf(
+      scope,
+      sql`client_conversion_event_filter = client_conversion_event_type
+        and ${canBeTrue(converted, scope.refreshedAt)}`,
+    )}
+
+)
+
+-- One row for joining, and one per type.
+select
+    feed,
+    count(*) as records,
+    min(at)::date as first,
+    max(at)::date as latest
+from records
+group by feed
+order by feed`;
+
+const periodOf = ({ branch, refreshedAt, from = null }: Scope): SQL => sql`
 with
 
 -- One row per branch, and one for users who have none: its clock, and its latest
--- joining or conversion. What is later than the refresh, in any time zone, is a
--- mistake of upstream.
+-- joining or conversion. What is later than the refresh, in any time zone, or
+-- before 1970 is a mistake of upstream.
 branches as (
 
     select
         conversions.branch_id,
         coalesce(min(dim_branch.timezone_id), 'UTC') as timezone_id,
         greatest(
-            max(local_user_created_at)
-                filter (where local_user_created_at < ${latestOf(refreshedAt)}),
+            max(local_user_created_at) filter (where ${canBeTrue(joined, refreshedAt)}),
             max(client_conversion_event_local_created_at)
-                filter (where client_conversion_event_local_created_at < ${latestOf(refreshedAt)})
+                filter (where ${canBeTrue(converted, refreshedAt)})
         ) as latest,
         count(*) filter (
             where client_conversion_event_filter = 'ALL'
                 and local_user_created_at is null
         ) as without_joining,
-        count(*) filter (
-            where client_conversion_event_filter = 'ALL'
-                and (
-                    local_user_created_at >= ${latestOf(refreshedAt)}
-                    or client_conversion_event_local_created_at >= ${latestOf(refreshedAt)}
+        count(distinct user_id) filter (
+            where ${from === null ? sql`true` : sql`local_user_created_at >= ${firstDay(from)}::date`}
+                and not (
+                    coalesce(${canBeTrue(joined, refreshedAt)}, true)
+                    and coalesce(${canBeTrue(converted, refreshedAt)}, true)
                 )
-        ) as from_future
+        ) as mistaken
     from public.fct_lead_conversions as conversions
     left join public.dim_branch
         on conversions.branch_id = dim_branch.branch_id
@@ -733,7 +893,7 @@ select
     (select max(latest)::date from branches) as until,
     min((known.latest at time zone branches.timezone_id)::date) - 1 as complete_until,
     coalesce(sum(branches.without_joining), 0) as without_joining,
-    coalesce(sum(branches.from_future), 0) as from_future
+    coalesce(sum(branches.mistaken), 0) as mistaken
 from branches
 cross join known${
   branch === undefined

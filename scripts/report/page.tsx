@@ -2,7 +2,7 @@ import { createHash } from 'node:crypto';
 import type { ComponentChildren } from 'preact';
 import { renderToStaticMarkup } from 'preact-render-to-string';
 import type { ConversionEventFilter } from '../../views/values.ts';
-import { type Figures, type Query, shownNames } from './figures.ts';
+import { type Feed, type Figures, type Query, shownNames } from './figures.ts';
 import { panelOf } from './panel.tsx';
 import { style } from './style.ts';
 import {
@@ -117,19 +117,24 @@ const Scope = ({ figures: { branch, since, withoutJoining } }: { figures: Figure
 );
 
 const Freshness = ({ figures }: { figures: Figures }) => {
-  const { refreshedAt, until } = figures;
+  const { refreshedAt, feeds } = figures;
+  const latestOf = (isWanted: (feed: Feed) => boolean) =>
+    feeds
+      .filter(({ feed }) => isWanted(feed))
+      .map(({ latest }) => latest)
+      .sort()
+      .at(-1);
+  const upTo = [
+    { what: 'users', day: latestOf((feed) => feed === 'JOINING') },
+    { what: 'conversions', day: latestOf((feed) => feed !== 'JOINING') },
+  ].flatMap(({ what, day }) => (day === undefined ? [] : `${what} up to ${wordsOfDay(day)}`));
   return (
     <>
       <p>
         {refreshedAt && (
           <>
             Data as of <time dateTime={refreshedAt}>{wordsOfInstant(refreshedAt)} UTC</time>
-            {until && (
-              <>
-                , with users and conversions up to <time dateTime={until}>{wordsOfDay(until)}</time>
-              </>
-            )}
-            .{' '}
+            {upTo.length > 0 && `, with ${upTo.join(' and ')}`}.{' '}
           </>
         )}
         This page was made on {wordsOfInstant(new Date().toISOString())} UTC and does not renew
@@ -158,8 +163,13 @@ const notes: { figure: Query; title: string; text: string }[] = [
   },
   {
     figure: 'comparison',
-    title: 'Changes',
-    text: 'Only whole months are compared, with as many months before them. Of the earlier users, only the purchases up to that day count, so they had as much time as the later ones.',
+    title: 'Changes: these months',
+    text: 'Only whole months are compared, with as many months before them, if the data begin before those. Only the purchases up to the end of the last day that is over count.',
+  },
+  {
+    figure: 'comparisonBefore',
+    title: 'Changes: the months before',
+    text: 'Of the earlier users, only the purchases up to the end of the day count that is as many months earlier. So they had about as much time as the later ones. Months differ by up to three days.',
   },
   {
     figure: 'months',
@@ -169,7 +179,7 @@ const notes: { figure: Query; title: string; text: string }[] = [
   {
     figure: 'cohorts',
     title: 'Months after joining',
-    text: 'Column 0 is the calendar month of joining, column 1 is the next month, and so on. Each value is the share of the month’s new users who had converted by the end of that column’s month. Purchases from before the day of joining are left out.',
+    text: 'Column 0 is the calendar month of joining, column 1 is the next month, and so on. Each value is the share of the month’s new users who had converted by the end of that column’s month. Who bought before joining counts from column 0 on.',
   },
   {
     figure: 'speeds',
@@ -192,9 +202,14 @@ const notes: { figure: Query; title: string; text: string }[] = [
     text: 'A user belongs to one branch, wherever the purchase was made.',
   },
   {
-    figure: 'period',
+    figure: 'feeds',
     title: 'How far the data go',
-    text: 'The day of the latest joining or conversion in all branches. A date after the refresh is a mistake in the data, and is not considered.',
+    text: 'The first and the latest days of joining, and of first purchases of each kind. If one of them has ended long before the refresh, as far as chance allows, no month since is old enough to judge.',
+  },
+  {
+    figure: 'period',
+    title: 'Which days are over',
+    text: 'The day of the latest joining or conversion in all branches, and the last day that was over in all of them. A date after the refresh or before 1970 is a mistake in the data, and is not considered.',
   },
   {
     figure: 'refresh',

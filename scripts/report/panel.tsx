@@ -13,6 +13,7 @@ import {
   endOf,
   type Figures,
   type Headline,
+  judgedUntil,
   lastMonthOf,
   type Month,
   type MonthCounts,
@@ -51,6 +52,9 @@ interface Panel
   headline: Headline;
   /** What is compared: whole months, and as many before them. */
   compared: { now: Headline; before: Headline } | undefined;
+  /** Of all users, whenever they joined. */
+  everybody: Headline | undefined;
+  since: Month | null;
   /** The months of joining as rows of a table. All users are in one of them. */
   months: MonthRow[];
   /** The kinds of purchase that have converted somebody. */
@@ -79,8 +83,10 @@ export async function panelOf(figures: Figures, headline: Headline): Promise<Com
   const { filter } = headline;
   const of = <Figure extends { filter: ConversionEventFilter }>(all: Figure[]) =>
     all.filter((figure) => figure.filter === filter);
-  const { comparison, completeUntil } = figures;
-  const daysToJudge = of(figures.everybody)[0]?.p90Days ?? null;
+  const { comparison, since } = figures;
+  const completeUntil = judgedUntil(filter, figures);
+  const [everybody] = of(figures.everybody);
+  const daysToJudge = everybody?.p90Days ?? null;
   const isYoung = (month: Month | null) =>
     month === null || completeUntil === null || daysToJudge === null
       ? null
@@ -90,7 +96,7 @@ export async function panelOf(figures: Figures, headline: Headline): Promise<Com
   const [now] = of(comparison?.headlines ?? []);
   const [before] = of(comparison?.headlinesBefore ?? []);
   const panel: Panel = {
-    ...{ filter, headline, comparison, sources, daysToJudge },
+    ...{ filter, headline, comparison, sources, daysToJudge, everybody, since },
     compared: now && before && { now, before },
     months: monthRowsOf(counts, figures.until, isYoung),
     judged: sumOf(counts.filter(({ month }) => isYoung(month) === false)),
@@ -168,7 +174,8 @@ function monthRowsOf(
 }
 
 /** The headline figures, with their change against the months before. */
-function Tiles({ headline, comparison, compared, months, judged }: Panel) {
+function Tiles(panel: Panel) {
+  const { headline, comparison, compared, months, judged, since, everybody } = panel;
   const { users, leads, clients, beforeJoining, withoutDays, medianDays, p90Days } = headline;
   const whenCompared = comparison && `${wordsOfMonths(comparison.months)}: `;
   const against = (of: (headline: Headline) => number | null) => {
@@ -177,6 +184,8 @@ function Tiles({ headline, comparison, compared, months, judged }: Panel) {
       ? `${whenCompared}${count(now)} against ${count(before)} (${change(now - before)})`
       : undefined;
   };
+  const ofEverybody = (days: number | null | undefined) =>
+    since !== null && typeof days === 'number' && `${inDays(days)} for all, whenever they joined.`;
   const rateOf = (headline: Headline): [number, number] => [headline.clients, headline.users];
   const tiles: { term: string; value: string; notes: (string | undefined | false)[] }[] = [
     {
@@ -199,9 +208,11 @@ function Tiles({ headline, comparison, compared, months, judged }: Panel) {
       value: percent(clients, users),
       notes: [
         'Share of users who are clients.',
-        judged.users > 0 &&
-          months.some(({ isYoung, users }) => isYoung !== false && users > 0) &&
-          `${percent(judged.clients, judged.users)} in months old enough to judge.`,
+        users > judged.users &&
+          months.some(({ isYoung, users }) => isYoung && users > 0) &&
+          (judged.users > 0
+            ? `${percent(judged.clients, judged.users)} in months old enough to judge.`
+            : 'All of these months are too early to judge.'),
         compared &&
           `${whenCompared}${percent(...rateOf(compared.now))} against ${percent(...rateOf(compared.before))} (${points(rateOf(compared.now), rateOf(compared.before))} points)`,
       ],
@@ -209,13 +220,18 @@ function Tiles({ headline, comparison, compared, months, judged }: Panel) {
     {
       term: 'Half of clients within',
       value: inDays(medianDays),
-      notes: ['Median time from joining to conversion.', against(({ medianDays }) => medianDays)],
+      notes: [
+        'Median time from joining to conversion, of the clients so far.',
+        ofEverybody(everybody?.medianDays),
+        against(({ medianDays }) => medianDays),
+      ],
     },
     {
       term: '9 in 10 clients within',
       value: inDays(p90Days),
       notes: [
-        '90th percentile of the time from joining to conversion.',
+        '90th percentile of the time from joining to conversion, of the clients so far.',
+        ofEverybody(everybody?.p90Days),
         against(({ p90Days }) => p90Days),
       ],
     },
@@ -230,7 +246,9 @@ function Tiles({ headline, comparison, compared, months, judged }: Panel) {
           {
             term: 'Time not known',
             value: count(withoutDays),
-            notes: ['Clients without a usable date of joining or of conversion.'],
+            notes: [
+              'Clients without a date of joining or of conversion, or with one that cannot be true.',
+            ],
           },
         ]),
   ];
@@ -253,16 +271,24 @@ const wordsOfMonths = ([first, last]: [Month, Month]): string =>
   first === last ? wordsOfMonth(first) : `${wordsOfMonth(first)} to ${wordsOfMonth(last)}`;
 
 /** What the changes in the tiles compare. */
-function Compared({ comparison }: Panel) {
-  if (!comparison) {
+function Compared({ comparison, since }: Panel) {
+  if (since === null) {
     return null;
   }
-  const { months, monthsBefore, asOf } = comparison;
+  if (!comparison) {
+    return (
+      <p class="muted">
+        There is no comparison with the months before: either the data do not begin early enough, or
+        none of these months is over.
+      </p>
+    );
+  }
+  const { months, monthsBefore, asOf, asOfBefore } = comparison;
   return (
     <p class="muted">
-      The comparison is of users who joined in {wordsOfMonths(months)} with users who joined in{' '}
-      {wordsOfMonths(monthsBefore)}, as they were on {wordsOfDay(asOf)}. Both had the same time to
-      convert.
+      The comparison is of users who joined in {wordsOfMonths(months)}, as they were at the end of{' '}
+      {wordsOfDay(asOf)}, with users who joined in {wordsOfMonths(monthsBefore)}, as they were at
+      the end of {wordsOfDay(asOfBefore)}. Both had about the same time to convert.
     </p>
   );
 }
@@ -354,9 +380,9 @@ async function monthsCard({ filter, months, daysToJudge }: Panel) {
         <>
           {shown.some(({ isYoung }) => isYoung) && (
             <p class="muted">
-              Months with a hollow point and stripes are too early to judge: not all of their users
-              have had the {counted(daysToJudge ?? 0, 'day')} within which nine in ten of all
-              clients convert, whenever they joined.
+              Months with a hollow point and stripes are too early to judge: as far as the data go,
+              not all of their users have had the {counted(daysToJudge ?? 0, 'day')} within which
+              nine in ten of all clients convert, whenever they joined.
             </p>
           )}
           <Chart
@@ -393,7 +419,7 @@ async function monthsCard({ filter, months, daysToJudge }: Panel) {
   );
 }
 
-async function cohortsCard({ filter, months, cohorts, lastMonth }: Panel) {
+async function cohortsCard({ filter, headline, months, cohorts, lastMonth }: Panel) {
   const columns = Array.from({ length: cohortMonths + 1 }, (_, monthsUntil) => monthsUntil);
   const rows = months.flatMap(({ label, users, month }) => {
     if (month === null || users === 0) {
@@ -415,8 +441,13 @@ async function cohortsCard({ filter, months, cohorts, lastMonth }: Panel) {
         <>
           <p class="muted">
             The share of each month’s new users who had converted by the end of a later month. A
-            month is shown once it is over.
+            month is shown once it is over. Who bought before joining counts from the start.
           </p>
+          {headline.withoutDays > 0 && (
+            <p class="muted">
+              This leaves out {counted(headline.withoutDays, 'client')} whose time is not known.
+            </p>
+          )}
           <Chart svg={await cohortsChart(marks)} />
           <Numbers
             caption="Share of users who have converted, by month of joining and months after it"
@@ -492,9 +523,17 @@ async function speedsCard({ filter, headline, types, speeds }: Panel) {
   );
 }
 
-/** What the page calls a source or a product. What it says itself is in parentheses. */
-const nameOf = ({ rank, name }: Bought): string =>
-  rank > shownNames ? '(all others)' : name === null ? '(not given)' : shorten(name, 300);
+/** What the page says itself where a name would be. */
+const [others, notGiven] = ['(all others)', '(not given)'];
+
+/** What the page calls a source or a product. One that is called like that is in quotes. */
+function nameOf({ rank, name }: Bought): string {
+  if (rank > shownNames || name === null) {
+    return rank > shownNames ? others : notGiven;
+  }
+  const shown = shorten(name, 300);
+  return [others, notGiven].includes(shown) ? `“${shown}”` : shown;
+}
 
 /** The name in a table. What the page says itself is in another type. */
 const Name = ({ of }: { of: Bought }) =>
@@ -572,25 +611,29 @@ async function productsCard({ filter, products, headline }: Panel) {
   );
 }
 
-/** A branch by its name; by its identifier where it has none, and with it where others are called the same. */
-const Branch = ({ branchId, name, isShared }: BranchCounts & { isShared: boolean }) =>
-  branchId === null ? (
+/** What the page calls a branch: by its name, or by its identifier where it has none. */
+const nameOfBranch = ({ branchId, name }: BranchCounts): string =>
+  shorten(name ?? branchId ?? '', 100);
+
+/** A branch, with its identifier where others are called the same. */
+const Branch = ({ isShared, ...branch }: BranchCounts & { isShared: boolean }) =>
+  branch.branchId === null ? (
     <em>(no branch)</em>
   ) : (
     <bdi>
-      {shorten(name ?? branchId, 100)}
-      {isShared && ` (${shorten(branchId, 100)})`}
+      {nameOfBranch(branch)}
+      {isShared && ` (${shorten(branch.branchId, 100)})`}
     </bdi>
   );
 
 function branchCards({ filter, headline, branches, isOfOneBranch }: Panel): ComponentChildren[] {
   const whole = headline.users === 0 ? 0 : headline.clients / headline.users;
   const difference = ({ users, clients }: BranchCounts) => clients / users - whole;
-  const named = new Map<string | null, number>();
-  for (const { name } of branches) {
-    named.set(name, (named.get(name) ?? 0) + 1);
+  const named = new Map<string, number>();
+  for (const branch of branches) {
+    named.set(nameOfBranch(branch), (named.get(nameOfBranch(branch)) ?? 0) + 1);
   }
-  const isShared = ({ name }: BranchCounts) => name !== null && (named.get(name) ?? 0) > 1;
+  const isShared = (branch: BranchCounts) => (named.get(nameOfBranch(branch)) ?? 0) > 1;
   const large = branches.filter(({ branchId, users }) => branchId !== null && users >= leastUsers);
   const compared = large
     .toSorted((one, other) => Math.abs(difference(other)) - Math.abs(difference(one)))
@@ -598,13 +641,17 @@ function branchCards({ filter, headline, branches, isOfOneBranch }: Panel): Comp
   const list = (
     <Table
       caption="Users and clients by branch"
-      columns={['Branch', 'City', 'Users', 'Clients', 'Conversion rate', 'Half of clients within']}
+      columns={[
+        ...['Branch', 'City', 'Users', 'Clients', 'Conversion rate', 'Half of clients within'],
+        'Latest user or conversion',
+      ]}
       textColumns={2}
       rows={branches.map((branch) => [
         <Branch {...branch} isShared={isShared(branch)} key="branch" />,
         branch.city === null ? '' : <bdi key="city">{shorten(branch.city, 60)}</bdi>,
         ...[count(branch.users), count(branch.clients)],
         ...[percent(branch.clients, branch.users), inDays(branch.medianDays)],
+        branch.latest === null ? '–' : wordsOfDay(branch.latest),
       ])}
     />
   );

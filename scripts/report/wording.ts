@@ -1,5 +1,13 @@
 import type { ConversionEventFilter, ConversionEventType } from '../../views/values.ts';
-import { dayOf, type Figures, type Month, spans } from './figures.ts';
+import {
+  daysBeforeRefresh,
+  endOfData,
+  type Feed,
+  type Figures,
+  isSilent,
+  type Month,
+  spans,
+} from './figures.ts';
 
 /** What the report calls a filter. One that has no words here goes by its name. */
 export const wordsOfFilter = (filter: ConversionEventFilter): string =>
@@ -115,12 +123,55 @@ export function shorten(text: string, length: number): string {
 /** How old the figures may be before the report warns. */
 const warningHours = 26;
 
-/** How many days may lie between the latest user or conversion and the refresh. */
-const warningDays = 7;
+/** How many records a branch must lack to be named, as one of many may lack a few by chance. */
+const expectedOfBranch = 20;
+
+/** What the report calls the records of a feed. */
+const wordsOfFeed = (feed: Feed): { one: string; many: string } => {
+  const type = feed === 'JOINING' ? 'user' : `first ${wordsOfType(feed).toLowerCase()}`;
+  return { one: type, many: `${type.replace('first ', '')}s` };
+};
+
+/** What seems not to be loaded any more, in sentences. */
+function silenceOf(figures: Figures): string[] {
+  const { refreshedAt, feeds, branches, branch } = figures;
+  const before = (day: string) =>
+    `${wordsOfDay(day)}, ${counted(daysBeforeRefresh(day, refreshedAt), 'day')} before the refresh`;
+  const end = endOfData(figures);
+  if (end !== undefined) {
+    return [
+      `The latest user or conversion dates from ${before(end)}. Check that data are still being loaded.`,
+    ];
+  }
+  const sentences = feeds
+    .filter((feed) => isSilent(feed, refreshedAt))
+    .map(({ feed, latest }) => {
+      const { one, many } = wordsOfFeed(feed);
+      return `The latest ${one} dates from ${before(latest)}. Check that ${many} are still being loaded.`;
+    });
+  const silent = branches
+    .filter(({ filter, branchId }) => branch === null && filter === 'ALL' && branchId !== null)
+    .flatMap(({ branchId, name, users, clients, first, latest }) =>
+      first === null || latest === null
+        ? []
+        : { name: shorten(name ?? branchId ?? '', 60), records: users + clients, first, latest },
+    )
+    .filter((one) => isSilent(one, refreshedAt, expectedOfBranch));
+  if (silent.length > 0) {
+    const named = silent
+      .slice(0, 5)
+      .map(({ name, latest }) => `${name} (the latest dates from ${wordsOfDay(latest)})`);
+    const more = silent.length > 5 ? ` and ${count(silent.length - 5)} more` : '';
+    sentences.push(
+      `There are no new users or conversions of ${counted(silent.length, 'branch', 'branches')}: ${named.join(', ')}${more}. Check that all data are still being loaded.`,
+    );
+  }
+  return sentences;
+}
 
 /** What makes the figures doubtful, in sentences. */
 export function warningsOf(figures: Figures): string[] {
-  const { refreshedAt, hoursOld, until, fromFuture, headlines } = figures;
+  const { refreshedAt, hoursOld, mistaken, headlines } = figures;
   const warnings: string[] = [];
   if (refreshedAt === null) {
     warnings.push(
@@ -132,18 +183,13 @@ export function warningsOf(figures: Figures): string[] {
     );
   } else if (hoursOld !== null && hoursOld > warningHours) {
     warnings.push(
-      `These figures were ${counted(Math.floor(hoursOld), 'hour')} old when the report was made. The nightly refresh has not run.`,
+      `These figures were ${counted(Math.floor(hoursOld), 'hour')} old when the report was made. Check the nightly refresh.`,
     );
   }
-  const silence = daysOfSilence(figures);
-  if (until !== null && silence > warningDays) {
+  warnings.push(...silenceOf(figures));
+  if (mistaken > 0) {
     warnings.push(
-      `The latest user or conversion dates from ${wordsOfDay(until)}, ${count(silence)} days before the refresh. Check that data are still being loaded.`,
-    );
-  }
-  if (fromFuture > 0) {
-    warnings.push(
-      `${counted(fromFuture, 'user')} joined or converted after the refresh, by the dates in the data. They count, but their times are left out.`,
+      `${counted(mistaken, 'user')} joined or converted after the refresh or before 1970, by the dates in the data. They count, but their times are left out.`,
     );
   }
   if (headlines.every(({ users }) => users === 0)) {
@@ -151,9 +197,3 @@ export function warningsOf(figures: Figures): string[] {
   }
   return warnings;
 }
-
-/** Whole days from the latest user or conversion to the refresh. */
-const daysOfSilence = ({ refreshedAt, until }: Figures): number =>
-  refreshedAt === null || until === null
-    ? 0
-    : Math.floor(Date.parse(refreshedAt) / 86_400_000 - dayOf(until));
