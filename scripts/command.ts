@@ -55,7 +55,10 @@ export function command<Own extends Settings>(usage: Usage<Own>): Command {
   for (const option of Object.values(settings)) {
     made.addOption(option);
   }
-  made.hook('preAction', () => refuseSwallowed(name, Object.values(settings)));
+  made.hook('preAction', () => {
+    refuseSwallowed(name, Object.values(settings));
+    refuseOptionsAsValues(made);
+  });
   const after = [notes, example && `Example:\n  ${call} ${example}`].filter(Boolean).join('\n\n');
   return made.addHelpText('after', after && `\n${after}`);
 }
@@ -75,6 +78,19 @@ function refuseSwallowed(name: string, options: Setting<unknown>[]): void {
     throw new Error(
       `npm has taken ${swallowed.long} for a setting of its own. Put -- before all options: npm run ${name} -- ${swallowed.long} …`,
     );
+  }
+}
+
+/** Throws an Error if the value of an option is another option: then its own was forgotten. */
+function refuseOptionsAsValues(made: Command): void {
+  for (const option of made.options) {
+    const values = [made.getOptionValue(option.attributeName())].flat();
+    const taken = made.options.find(({ long, short }) =>
+      values.some((it) => it && [long, short].includes(it)),
+    );
+    if (taken) {
+      throw new Error(`${option.long} is followed by ${taken.long} instead of a value.`);
+    }
   }
 }
 

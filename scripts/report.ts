@@ -1,6 +1,7 @@
 import { randomUUID } from 'node:crypto';
-import { chmod, lstat, open, realpath, rename, rm, stat } from 'node:fs/promises';
-import { dirname, resolve } from 'node:path';
+import type { Stats } from 'node:fs';
+import { chmod, chown, lstat, open, realpath, rename, rm, stat } from 'node:fs/promises';
+import { dirname, join, resolve } from 'node:path';
 import type { Session } from '../views/session.ts';
 import { databaseCommand } from './command.ts';
 import { type Figures, type FiguresOptions, readFigures } from './report/figures.ts';
@@ -121,8 +122,8 @@ async function loadPage(): Promise<typeof import('./report/page.tsx')> {
 interface Target {
   /** Its path, without symbolic links. */
   path: string;
-  /** The permissions of the file that is replaced. */
-  mode: number | undefined;
+  /** The owner and the permissions of the file that is replaced. */
+  owner?: Pick<Stats, 'uid' | 'gid' | 'mode'>;
   /** Tells the file that is there from another one. */
   state: string;
 }
@@ -144,14 +145,17 @@ async function targetOf(out: string): Promise<Target> {
     if (!(await stat(dirname(path)).catch(() => undefined))) {
       throw new Error(`--out ${given} is in no folder. Create the folder first.`);
     }
-    return { path, mode: undefined, state: await stateOf(path) };
+    return { path, state: await stateOf(path) };
   }
   const found = await stat(path).catch(() => undefined);
-  if (!found?.isFile()) {
+  if (!found) {
+    throw new Error(`--out ${given} is a link to a file that is not there. Remove the link.`);
+  }
+  if (!found.isFile()) {
     throw new Error(`--out ${given} is not a file. Name the HTML file to write.`);
   }
   const target = await realpath(path);
-  return { path: target, mode: found.mode & 0o777, state: await stateOf(target) };
+  return { path: target, owner: found, state: await stateOf(target) };
 }
 
 const stateOf = async (path: string): Promise<string> => {
@@ -164,18 +168,20 @@ const stateOf = async (path: string): Promise<string> => {
  * reads the old one meanwhile reads all of it. Returns false, and does nothing, if the file has
  * been replaced meanwhile: the figures in it may be younger.
  */
-async function replace({ path, mode = 0o666, state }: Target, text: string): Promise<boolean> {
-  const temporary = `${path}.${randomUUID()}.tmp`;
+async function replace({ path, owner, state }: Target, text: string): Promise<boolean> {
+  const temporary = join(dirname(path), `.${randomUUID()}.tmp`);
   try {
-    const file = await open(temporary, 'wx', mode);
+    const file = await open(temporary, 'wx', owner ? 0o600 : 0o666);
     try {
       await file.writeFile(text);
       await file.sync();
     } finally {
       await file.close();
     }
-    if (state !== 'not there') {
-      await chmod(temporary, mode); // whatever the umask
+    if (owner) {
+      // Who may not give files away owns the new one.
+      await chown(temporary, owner.uid, owner.gid).catch(() => {});
+      await chmod(temporary, owner.mode & 0o777); // whatever the umask
     }
     if ((await stateOf(path)) !== state) {
       await rm(temporary);
@@ -184,7 +190,7 @@ async function replace({ path, mode = 0o666, state }: Target, text: string): Pro
     await rename(temporary, path);
     return true;
   } catch (error) {
-    await rm(temporary, { force: true });
+    await rm(temporary, { force: true }).catch(() => {});
     throw new Error(`${path} cannot be written: ${(error as Error).message}.`, { cause: error });
   }
 }

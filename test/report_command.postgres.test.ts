@@ -1,6 +1,7 @@
 import { execFileSync } from 'node:child_process';
 import {
   chmod,
+  chown,
   mkdir,
   mkdtemp,
   readdir,
@@ -110,17 +111,21 @@ test('replaces the file that is there whole, with its permissions, also behind a
   const target = join(folder, 'target.html');
   await writeFile(target, 'old</html>\n');
   await chmod(target, 0o640);
+  const isRoot = process.getuid?.() === 0;
+  const [uid, gid] = isRoot ? [65534, 65533] : [process.getuid?.(), process.getgid?.()];
+  await chown(target, uid ?? 0, gid ?? 0);
   await symlink('target.html', out);
-  const { process, result } = start(database.url, 'npm run report', ['--out', out]);
+  const { process: running, result } = start(database.url, 'npm run report', ['--out', out]);
   const seen = new Set<string>();
-  while (process.exitCode === null) {
+  while (running.exitCode === null) {
     const text = await readFile(out, 'utf8');
     seen.add(text.endsWith('</html>\n') ? text.slice(0, 9) : 'a part');
   }
   expect(await result).toMatchObject({ code: 0 });
   seen.add((await readFile(out, 'utf8')).slice(0, 9));
   expect([...seen]).toEqual(['old</html', '<!doctype']);
-  expect((await stat(target)).mode & 0o777).toBe(0o640);
+  const replaced = await stat(target);
+  expect([replaced.mode & 0o777, replaced.uid, replaced.gid]).toEqual([0o640, uid, gid]);
   expect((await readdir(folder)).sort()).toEqual(['report.html', 'target.html']);
 });
 
@@ -135,6 +140,8 @@ test.each([
   [['--out', '/dev/null'], '--out "/dev/null" is not a file. Name the HTML file to write.'],
   [['--out', ''], '--out "" names no file. Name the HTML file to write.'],
   [['--out', './'], '--out "./" names no file. Name the HTML file to write.'],
+  [['--out', '--json'], '--out is followed by --json instead of a value.'],
+  [['--title', '--branch'], '--title is followed by --branch instead of a value.'],
   [['--title', ' '], '--title is empty. Leave it out, or give the page a title.'],
 ])('refuses %j, and leaves the file as it was', async (args, reason) => {
   await writeFile(out, 'old');
@@ -143,6 +150,32 @@ test.each([
   });
   expect(await readFile(out, 'utf8')).toBe('old');
   expect(await readdir(folder)).toEqual(['report.html']);
+});
+
+test('takes a name as long as the system does, and refuses a link that leads nowhere', async () => {
+  await fill();
+  const long = join(folder, `${'n'.repeat(250)}.html`);
+  expect(await run(database.url, 'npm run report', ['--out', long])).toMatchObject({ code: 0 });
+  await symlink('nowhere.html', out);
+  expect(await report()).toMatchObject({
+    ...{
+      code: 1,
+      stderr: `--out "${out}" is a link to a file that is not there. Remove the link.\n`,
+    },
+  });
+});
+
+test('says what was too slow', async () => {
+  await fill();
+  await session.begin(async (holder) => {
+    await holder`lock table dim_branch in access exclusive mode`;
+    expect(await report('--statement-timeout', '500ms')).toMatchObject({
+      code: 1,
+      stderr: expect.stringMatching(
+        /^It took longer than the statement timeout of 500ms to read .*: canceling statement due to statement timeout\. Raise --statement-timeout, or LEAD_CONVERSIONS_STATEMENT_TIMEOUT\.\n$/,
+      ),
+    });
+  });
 });
 
 test('says what is missing without --out, and where npm has taken it for its own', async () => {

@@ -194,6 +194,51 @@ const cases: Record<string, Case> = {
   },
 };
 
+/**
+ * Two branches from January to June 2026, with 8 and 6 new users on the 10th of each month. At
+ * Harbour, 4 of them (3 in February) buy a membership three days later, and one in April has
+ * had hers for long. At Mill, one buys credits after 40 days.
+ */
+const fillSmallGym = async () => {
+  const { db } = database;
+  await db.insert(dimBranch).values([
+    { branchId: 'h', name: 'Harbour', city: 'Dublin' },
+    { branchId: 'm', name: 'Mill', city: 'York' },
+  ]);
+  for (const month of [1, 2, 3, 4, 5]) {
+    const joined = `2026-0${month}-10`;
+    for (const [branchId, users] of [
+      ...([
+        ['h', 8],
+        ['m', 6],
+      ] as const),
+    ]) {
+      for (let number = 1; number <= users; number += 1) {
+        const userId = `${branchId}${month}${number}`;
+        await db.insert(dimUser).values({ userId, branchId, createdAt: day(joined) });
+        const bought = branchId === 'h' && number <= (month === 2 ? 3 : 4);
+        if (bought) {
+          const isImported = month === 4 && number === 1;
+          await db.insert(fctMembershipPurchases).values({
+            ...{ userId, branchId, userMembershipId: 'm' },
+            membershipPurchasedAt: day(isImported ? '2025-12-24' : `2026-0${month}-13`),
+            membershipPurchaseDetails: { name: 'Gold', source: number === 4 ? 'App' : 'Website' },
+          });
+        } else if (branchId === 'm' && number === 1 && month < 5) {
+          await db.insert(fctCreditPackPurchases).values({
+            ...{ userId, branchId, creditPackId: 'c' },
+            creditPackPurchasedAt: new Date(Date.parse(`${joined}T12:00:00Z`) + 40 * 86_400_000),
+            creditPackPurchaseDetails: { name: 'Trial', source: 'App' },
+          });
+        }
+      }
+    }
+  }
+  await db
+    .insert(dimUser)
+    .values({ userId: 'new', branchId: 'h', createdAt: new Date('2026-06-01T01:00:00Z') });
+};
+
 describe.skipIf(!executablePath)('the page of', () => {
   let browser: Browser;
   let server: Server;
@@ -382,6 +427,127 @@ describe.skipIf(!executablePath)('the page of', () => {
       });
     },
   );
+
+  /** What a panel says: its tiles, and the rows of its tables by caption. */
+  const textOf = async (page: Page, filter: string) => {
+    await page.check(`#filter-${filter}`);
+    const panel = page.locator(`section.${filter}`);
+    const tables = await panel
+      .locator('table')
+      .evaluateAll((tables) =>
+        tables.map((table) => [
+          table.querySelector('caption')?.textContent,
+          [...table.querySelectorAll('tbody tr')].map((row) =>
+            [...row.children].map(({ textContent }) => textContent).join(' | '),
+          ),
+        ]),
+      );
+    return {
+      tiles: await panel.locator('dl > div').allInnerTexts(),
+      tables: Object.fromEntries(tables),
+    };
+  };
+
+  test('a small gym since April is what has been counted by hand', async () => {
+    await make({
+      ...{ fill: fillSmallGym, options: { since: '2026-04' }, title: 'A small gym' },
+      refreshedAt: '2026-06-01T03:15:00Z',
+    });
+    await inPage({}, async (page) => {
+      expect((await page.locator('header').innerText()).split(/\n+/)).toEqual([
+        'A small gym',
+        'Users of all branches who joined in Apr 2026 or later.',
+        expect.stringMatching(
+          /^Data as of 1 June 2026 at 03:15 UTC, with users up to 1 June 2026 and conversions up to 20 May 2026\. This page was made on .* UTC and does not renew itself\.$/,
+        ),
+        expect.stringMatching(/^Warning: These figures were [\d,]+ hours old/),
+      ]);
+      expect(await page.locator('section.ALL > .muted').allTextContents()).toEqual([
+        'The comparison is of users who joined in Apr 2026 to May 2026, as they were at the end of 31 May 2026, with users who joined in Feb 2026 to Mar 2026, as they were at the end of 31 March 2026. Both had about the same time to convert.',
+      ]);
+      expect(await textOf(page, 'ALL')).toEqual({
+        tiles: [
+          'Users\n29\nAll begin as leads.\nApr 2026 to May 2026: 28 against 28 (0)',
+          'Leads\n20\nThey have not converted.\nApr 2026 to May 2026: 19 against 20 (−1)',
+          'Clients\n9\nThey have converted.\nApr 2026 to May 2026: 9 against 8 (+1)',
+          'Conversion rate\n31.0%\nShare of users who are clients.\nAll of these months are too early to judge.\nApr 2026 to May 2026: 32.1% against 28.6% (+3.5 points)',
+          'Half of clients within\n3 days\nMedian time from joining to conversion, of the clients so far.\n3 days for all, whenever they joined.\nApr 2026 to May 2026: 3 against 3 (0)',
+          '9 in 10 clients within\n40 days\n90th percentile of the time from joining to conversion, of the clients so far.\n40 days for all, whenever they joined.\nApr 2026 to May 2026: 40 against 40 (0)',
+          'Bought before joining\n1\nClients with an older purchase, as from an import. The times leave them out.',
+        ],
+        tables: {
+          'Users and clients by month of joining': [
+            'Apr 2026 | 14 | 9 | 5 | 35.7% | yes',
+            'May 2026 | 14 | 10 | 4 | 28.6% | yes',
+            'Jun 2026 | 1 | 1 | 0 | 0% | yes',
+          ],
+          'Share of users who have converted, by month of joining and months after it': [
+            `Apr 2026 | 14 | 28.6% | 35.7% | ${' | '.repeat(10)}`,
+            `May 2026 | 14 | 28.6% | ${' | '.repeat(11)}`,
+            `Jun 2026 | 1 | ${' | '.repeat(12)}`,
+          ],
+          'Clients by days since joining and by what they bought': [
+            '0 | 0 | 0% | 0 | 0%',
+            '1–7 | 7 | 100% | 0 | 0%',
+            '8–30 | 0 | 0% | 0 | 0%',
+            '31–90 | 0 | 0% | 1 | 100%',
+            '91–365 | 0 | 0% | 0 | 0%',
+            '366+ | 0 | 0% | 0 | 0%',
+          ],
+          'Clients by source and by what they bought': ['Website | 6 | 0 | 6', 'App | 2 | 1 | 3'],
+          'Clients by product': [
+            'Gold | Membership | 8 | 88.9%',
+            'Trial | Credit pack | 1 | 11.1%',
+          ],
+          'Users and clients by branch': [
+            'Harbour | Dublin | 17 | 8 | 47.1% | 3 days | 1 June 2026',
+            'Mill | York | 12 | 1 | 8.3% | 40 days | 20 May 2026',
+          ],
+        },
+      });
+      const { tiles } = await textOf(page, 'USER_CREDIT');
+      expect(tiles.map((tile) => tile.split('\n')[1])).toEqual([
+        ...['29', '28', '1', '3.4%', '40 days', '40 days', '0'],
+      ]);
+      expect(
+        await page.locator('section.ALL [id=ALL-sources] ~ div text').allTextContents(),
+      ).toEqual(expect.arrayContaining(['\u2068Website\u2069  6', '\u2068App\u2069  3']));
+    });
+  });
+
+  test('a small gym of all months is what has been counted by hand', async () => {
+    await make({ fill: fillSmallGym, refreshedAt: '2026-06-01T03:15:00Z' });
+    await inPage({}, async (page) => {
+      const { tiles, tables } = await textOf(page, 'ALL');
+      expect(tiles[3]).toBe(
+        'Conversion rate\n32.4%\nShare of users who are clients.\n33.3% in months old enough to judge.',
+      );
+      expect(tables['Branches whose conversion rate differs most']).toEqual([
+        'Mill | 30 | 13.3% | −19.1',
+        'Harbour | 41 | 46.3% | +13.9',
+      ]);
+      expect(tables['Users and clients by month of joining']).toEqual([
+        'Jan 2026 | 14 | 9 | 5 | 35.7% | no',
+        'Feb 2026 | 14 | 10 | 4 | 28.6% | no',
+        'Mar 2026 | 14 | 9 | 5 | 35.7% | no',
+        'Apr 2026 | 14 | 9 | 5 | 35.7% | yes',
+        'May 2026 | 14 | 10 | 4 | 28.6% | yes',
+        'Jun 2026 | 1 | 1 | 0 | 0% | yes',
+      ]);
+    });
+    await make({
+      ...{ fill: async () => {}, options: { branch: 'm', since: '2026-02' } },
+      refreshedAt: '2026-06-01T03:15:00Z',
+    });
+    await inPage({}, async (page) => {
+      expect(await page.locator('header p').first().innerText()).toBe(
+        'Users of the branch Mill, m who joined in Feb 2026 or later.',
+      );
+      expect(await page.locator('section.ALL > .muted').textContent()).toMatch(
+        /^There is no comparison with the months before: /,
+      );
+    });
+  });
 
   test('a gym names no user, and says what it cannot compute', async () => {
     await make(cases['a gym'] as Case);

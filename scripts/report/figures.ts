@@ -4,7 +4,7 @@ import { dimBranch } from '../../schema/dim_branch.ts';
 import { readerRole } from '../../schema/properties.ts';
 import { missing } from '../../views/catalog.ts';
 import { fctLeadConversions } from '../../views/fct_lead_conversions.ts';
-import { pinned, type Session, setLocally } from '../../views/session.ts';
+import { causeOf, pinned, QUERY_CANCELED, type Session, setLocally } from '../../views/session.ts';
 import {
   type ConversionEventFilter,
   type ConversionEventType,
@@ -194,12 +194,14 @@ interface Scope {
 export async function readFigures(session: Session, options: FiguresOptions): Promise<Figures> {
   const { branch: branchId, statementTimeout, workMem, signal, onFigure } = options;
   const since = options.since === undefined ? null : monthGiven(options.since);
+  let doing = 'the view';
   const work = async (tx: Session): Promise<Figures> => {
     await tx.execute(
       setLocally({ work_mem: workMem, lock_timeout: '10s', row_security: 'off', jit: 'off' }),
     );
     await lookUp(tx);
     const read = async <Result>(what: string, query: SQL): Promise<Result[]> => {
+      doing = what;
       onFigure?.(what);
       const rows = await tx
         .select({ row: sql<Row>`to_json(figure)` })
@@ -247,13 +249,23 @@ export async function readFigures(session: Session, options: FiguresOptions): Pr
       ),
     };
   };
-  return await pinned(
-    session,
-    statementTimeout,
-    work,
-    { isolationLevel: 'repeatable read', accessMode: 'read only' },
-    signal,
-  );
+  try {
+    return await pinned(
+      session,
+      statementTimeout,
+      work,
+      { isolationLevel: 'repeatable read', accessMode: 'read only' },
+      signal,
+    );
+  } catch (error) {
+    const cause = causeOf(error);
+    throw cause.code === QUERY_CANCELED
+      ? new Error(
+          `It took longer than the statement timeout of ${statementTimeout} to read ${doing}: ${cause.message}. Raise --statement-timeout, or LEAD_CONVERSIONS_STATEMENT_TIMEOUT.`,
+          { cause },
+        )
+      : error;
+  }
 }
 
 /** The one of some figures that is of a filter. */
