@@ -851,7 +851,9 @@ from records
 group by feed
 order by feed`;
 
-const periodOf = ({ branch, refreshedAt, from = null }: Scope): SQL => sql`
+const periodOf = (scope: Scope): SQL => {
+  const { branch, refreshedAt } = scope;
+  return sql`
 with
 
 -- One row per branch, and one for users who have none: its clock, and its latest
@@ -870,14 +872,7 @@ branches as (
         count(*) filter (
             where client_conversion_event_filter = 'ALL'
                 and local_user_created_at is null
-        ) as without_joining,
-        count(distinct user_id) filter (
-            where ${from === null ? sql`true` : sql`local_user_created_at >= ${firstDay(from)}::date`}
-                and not (
-                    coalesce(${canBeTrue(joined, refreshedAt)}, true)
-                    and coalesce(${canBeTrue(converted, refreshedAt)}, true)
-                )
-        ) as mistaken
+        ) as without_joining
     from public.fct_lead_conversions as conversions
     left join public.dim_branch
         on conversions.branch_id = dim_branch.branch_id
@@ -905,11 +900,21 @@ select
     (select max(latest)::date from branches) as until,
     min((known.latest at time zone branches.timezone_id)::date) - 1 as complete_until,
     coalesce(sum(branches.without_joining), 0) as without_joining,
-    coalesce(sum(branches.mistaken), 0) as mistaken
+    (
+        select count(distinct user_id)
+        from public.fct_lead_conversions${whereOf(
+          scope,
+          sql`not (
+            coalesce(${canBeTrue(joined, refreshedAt)}, true)
+            and coalesce(${canBeTrue(converted, refreshedAt)}, true)
+        )`,
+        )}
+    ) as mistaken
 from branches
 cross join known${
-  branch === undefined
-    ? sql``
-    : sql`
+    branch === undefined
+      ? sql``
+      : sql`
 where branches.branch_id = ${branch}`
-}`;
+  }`;
+};
