@@ -1,5 +1,6 @@
 import { type ChildProcess, execFile } from 'node:child_process';
 import { promisify } from 'node:util';
+import { inject } from 'vitest';
 import packageJson from '../../package.json' with { type: 'json' };
 
 const commands = {
@@ -22,6 +23,17 @@ export interface Result {
   stderr: string;
 }
 
+/** What runs a command: where there is a compiled one, that, as the package does. */
+function lineOf(command: keyof typeof commands, cwd: string): string {
+  const compiled = cwd === '.' ? inject('compiled') : undefined;
+  return compiled === undefined
+    ? commands[command]
+    : commands[command].replace(
+        '--import tsx scripts/lead_conversions.ts',
+        `${compiled}/dist/scripts/lead_conversions.js`,
+      );
+}
+
 /**
  * Starts a command as a deploy or the nightly job does: in a process of its own,
  * which knows the database by DATABASE_URL alone, and in a shell as npm does.
@@ -33,7 +45,7 @@ export function start(
   env: Record<string, string> = {},
   cwd = '.',
 ): { process: ChildProcess; result: Promise<Result> } {
-  const running = promisify(execFile)('sh', ['-c', `${commands[command]} "$@"`, 'sh', ...args], {
+  const running = promisify(execFile)('sh', ['-c', `${lineOf(command, cwd)} "$@"`, 'sh', ...args], {
     cwd,
     // Not run by the npm that runs these tests.
     env: { ...process.env, npm_lifecycle_event: undefined, ...env, DATABASE_URL: url },
