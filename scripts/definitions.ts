@@ -33,6 +33,10 @@ export function standalone(text: string, textsBefore: string[]): string {
     : `with ${ctes.join(',\n')}\nselect * from (\n${body}\n) as lead_conversions_rows`;
 }
 
+/** A text without casts to text, which a stored definition has where they are implied. */
+export const withoutCasts = (text: string): string =>
+  inCode(text, (code) => code.replace(/::(text|character varying|varchar)\b/g, ''));
+
 /** Changes what is code in an SQL text, and neither a comment nor a string. */
 const inCode = (text: string, change: (code: string) => string): string =>
   text

@@ -1,6 +1,7 @@
 #!/usr/bin/env node
 import { command, programName, runProgram } from './command.ts';
 import { diff } from './diff.ts';
+import { distribute } from './distribute.ts';
 import { doctor } from './doctor.ts';
 import { load } from './load.ts';
 import { migrate } from './migrate.ts';
@@ -19,6 +20,7 @@ const program = command({
   .addCommand(refresh)
   .addCommand(diff)
   .addCommand(doctor)
-  .addCommand(report);
+  .addCommand(report)
+  .addCommand(distribute);
 
 await runProgram(program);

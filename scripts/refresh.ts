@@ -37,9 +37,10 @@ export const refresh = databaseCommand({
   },
 });
 
-function describe({ view, mode, rows, inserted, deleted, durationMs }: ViewRefresh): string {
+function describe(refresh: ViewRefresh): string {
+  const { view, mode, readsDistributed, rows, inserted, deleted, durationMs } = refresh;
   const done = {
-    concurrently: `${inserted} inserted, ${deleted} deleted`,
+    concurrently: `${inserted} inserted, ${deleted} deleted${readsDistributed ? ', recomputed as always from distributed tables' : ''}`,
     populate: 'populated by a plain REFRESH, because it was not populated',
     unchanged: 'not recomputed, because neither it nor what it reads has changed',
   };

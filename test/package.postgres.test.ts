@@ -258,7 +258,8 @@ describe('npx lead-conversions', () => {
 
   test('says its version, and how each command is called in lines of at most 80 characters', async () => {
     expect(await npx('--version')).toBe(`${packageJson.version}\n`);
-    for (const args of [[], ['migrate'], ['load'], ['refresh'], ['diff'], ['doctor'], ['report']]) {
+    const commands = ['migrate', 'load', 'refresh', 'diff', 'doctor', 'distribute', 'report'];
+    for (const args of [[], ...commands.map((command) => [command])]) {
       expect(await npx(...args, '--version')).toBe(`${packageJson.version}\n`);
       const help = await npx(...args, '--help');
       expect(help).toMatch(new RegExp(`^Usage: ${['npx lead-conversions', ...args].join(' ')} `));

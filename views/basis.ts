@@ -188,10 +188,16 @@ export async function isComputedFrom(
 export async function hashClocks(tx: Transaction): Promise<string> {
   const offsetAt = (instant: string): SQL =>
     sql.raw(`date_part('epoch', to_timestamp(${instant}) at time zone zone)::bigint - ${instant}`);
+  // Read first, because Citus runs a query on its tables elsewhere, and not each that is correct.
+  const zones = await tx
+    .selectDistinct({ zone: sql<string>`coalesce(timezone_id, 'UTC')` })
+    .from(sql`public.dim_branch`);
+  const names = JSON.stringify(zones.map(({ zone }) => zone));
   const [clocks] = await tx.select({ hash: sql<string>`hash` }).from(sql`(
       with recursive
       zones as (
-        select distinct coalesce(timezone_id, 'UTC') collate "C" as zone from public.dim_branch
+        select zone collate "C" as zone
+        from json_array_elements_text(${names}::json) as zones (zone)
       ),
       -- In seconds since 1970: the quarters from 1900 on, then every four weeks until 2040.
       periods (since, until) as (

@@ -8,6 +8,7 @@ import {
   PgTable,
 } from 'drizzle-orm/pg-core';
 import { propertiesOf } from '../schema/properties.ts';
+import { readDistributed } from './citus.ts';
 
 /** What a refresh needs to know of a view, from the database itself. */
 export interface CatalogedView {
@@ -32,9 +33,12 @@ export interface Input {
   name: string | null;
   isTable: boolean;
   isReadable: boolean;
+  /** Whether its rows are on other servers, by Citus. */
+  isDistributed: boolean;
   /**
-   * Whether it is known if its rows have changed: it is an ordinary table or
-   * materialized view without children, and no policy hides rows of it.
+   * Whether it is known if its rows have changed: it is an ordinary table or materialized
+   * view of this server without children, and no policy hides rows of it. On another server
+   * rows are written by transactions with ids of that server.
    */
   isExact: boolean;
 }
@@ -140,7 +144,7 @@ export async function catalogView(
         where indrelid = pg_class.oid and indisunique
       )`,
       isOwned: sql<boolean>`pg_has_role(relowner, 'usage')`,
-      inputs: sql<Input[]>`(${inputsOf(sql`pg_class.oid`)})`,
+      inputs: sql<Omit<Input, 'isDistributed'>[]>`(${inputsOf(sql`pg_class.oid`)})`,
       readColumns: sql<ReadColumns[]>`(${columnsOf(sql`pg_class.oid`)})`,
       declared: sql<DeclaredRelation[]>`(
         select coalesce(json_agg(json_build_object(
@@ -187,10 +191,17 @@ export async function catalogView(
       `The role ${role} may not read ${nameOf(unreadable)}, which a refresh locks and counts. Grant it select on that table.`,
     );
   }
-  return { view, name, oid, populated, owner, isOwned, inputs };
+  const distributed = await readDistributed(db);
+  return {
+    ...{ view, name, oid, populated, owner, isOwned },
+    inputs: inputs.map((input) => {
+      const isDistributed = distributed.includes(input.oid);
+      return { ...input, isDistributed, isExact: input.isExact && !isDistributed };
+    }),
+  };
 }
 
-const nameOf = ({ oid, schema, name }: Input): string =>
+const nameOf = ({ oid, schema, name }: Pick<Input, 'oid' | 'schema' | 'name'>): string =>
   name === null ? `the function ${oid}` : schema === 'public' ? name : `${schema}.${name}`;
 
 /** The name of the table or view that a column belongs to. */
@@ -257,19 +268,21 @@ export const lockHolders = (condition: SQL): SQL => sql`
 
 /**
  * Who keeps others from refreshing a view, by what they have locked: the view
- * itself, what it reads, or the history. A refresh takes EXCLUSIVE on the view,
- * ACCESS SHARE on what it reads, SHARE UPDATE EXCLUSIVE on the history.
+ * itself, what it reads, or tables that one at a time may lock. A refresh takes
+ * EXCLUSIVE on the view, ACCESS SHARE on what it reads, SHARE UPDATE EXCLUSIVE on the
+ * tables of turns.
  * https://www.postgresql.org/docs/16/explicit-locking.html#LOCKING-TABLES
  */
 export async function lockHoldersInTheWay(
   db: PgDatabase<PgQueryResultHKT>,
   view: string,
-  history: string,
+  turns: string[],
 ): Promise<string[]> {
   const locks = lockHolders(sql`
-    case pg_locks.relation
-      when ${relationOf(view)} then pg_locks.mode <> 'AccessShareLock'
-      when ${relationOf(history)} then pg_locks.mode !~ '^(Access|Row)Share|^RowExclusive'
+    case
+      when pg_locks.relation = ${relationOf(view)} then pg_locks.mode <> 'AccessShareLock'
+      when pg_locks.relation in (${sql.join(turns.map(relationOf), sql`, `)})
+        then pg_locks.mode !~ '^(Access|Row)Share|^RowExclusive'
       else pg_locks.mode = 'AccessExclusiveLock'
         and pg_locks.relation in (select oid from (${readBy(relationOf(view))}) as read)
     end`);

@@ -15,7 +15,7 @@ import {
   PgTransaction,
 } from 'drizzle-orm/pg-core';
 import packageJson from 'lead-conversions/package.json' with { type: 'json' };
-import { dimBranch } from '../schema/index.ts';
+import { dimBranch, inputLoads } from '../schema/index.ts';
 import {
   type Basis,
   branchesOfUnknownZones,
@@ -35,6 +35,7 @@ import {
   missing,
   relationOf,
 } from './catalog.ts';
+import { untilCommitted } from './citus.ts';
 import { fctClientConversionEvents } from './fct_client_conversion_events.ts';
 import { fctLeadConversions } from './fct_lead_conversions.ts';
 import { takeLock } from './refresh_lock.ts';
@@ -100,6 +101,11 @@ export interface ViewRefresh {
   /** The view's name. */
   view: string;
   mode: RefreshMode;
+  /**
+   * Whether it reads tables whose rows are on other servers, by Citus. Then it is recomputed
+   * every time, because it is not known whether they have changed.
+   */
+  readsDistributed: boolean;
   /** Rows in the view after the refresh. */
   rows: number;
   /** Rows that the refresh inserted; a changed row is one deleted and one inserted. */
@@ -213,6 +219,9 @@ async function refreshInTransaction(session: Session, bounds: Bounds): Promise<O
     const reason = await takeLock(tx, facts.lockTimeoutMs);
     if (reason) {
       return { ...facts, result: { outcome: 'skipped', reason, views: [] } };
+    }
+    if (found.some(isOfSeveralServers)) {
+      await keepOutLoads(tx, signal);
     }
     await lockTables(tx, found);
     for (const view of found) {
@@ -378,6 +387,19 @@ async function lockTables(tx: Session, catalog: CatalogedView[]): Promise<void> 
   }
 }
 
+/** Whether a view reads tables whose rows are on other servers. */
+const isOfSeveralServers = ({ inputs }: CatalogedView): boolean =>
+  inputs.some(({ isDistributed }) => isDistributed);
+
+/**
+ * Keeps loads from being committed while distributed tables are read, and waits until all of
+ * the last one is visible: each server commits on its own, and each is read at another moment.
+ */
+async function keepOutLoads(tx: Session, signal: AbortSignal | undefined): Promise<void> {
+  await tx.execute(sql`lock table ${inputLoads} in share update exclusive mode`);
+  await untilCommitted(tx, signal);
+}
+
 /**
  * Keeps others from refreshing a view, also one that is left alone. LOCK TABLE does
  * not take materialized views. This statement takes SHARE UPDATE EXCLUSIVE on the
@@ -395,7 +417,8 @@ async function readClocks(tx: Session, catalog: CatalogedView[]): Promise<string
   const branches = catalog
     .flatMap(({ inputs }) => inputs)
     .find(({ schema, name }) => schema === 'public' && name === getTableName(dimBranch));
-  return branches?.isReadable && branches.isExact ? await hashClocks(tx) : undefined;
+  const isWhole = branches?.isExact || branches?.isDistributed;
+  return branches?.isReadable && isWhole ? await hashClocks(tx) : undefined;
 }
 
 /** What is the same for all views of a refresh. */
@@ -456,6 +479,7 @@ async function refreshView(
   const refresh: ViewRefresh = {
     view: name,
     mode,
+    readsDistributed: isOfSeveralServers(cataloged),
     rows: look.rows,
     inserted: mode === 'populate' ? look.rows : after.inserted - before.inserted,
     deleted: after.deleted - before.deleted,
@@ -579,7 +603,12 @@ async function explainFailure(
   const ask = <Answer>(question: (tx: Session) => PromiseLike<Answer>) =>
     pinned(session, statementTimeout, question);
   const holdersInTheWay = () =>
-    ask((tx) => lockHoldersInTheWay(tx, view.name, getTableName(viewRefreshes)));
+    ask((tx) =>
+      lockHoldersInTheWay(tx, view.name, [
+        getTableName(viewRefreshes),
+        ...(isOfSeveralServers(view) ? [getTableName(inputLoads)] : []),
+      ]),
+    );
   if (cause.code === QUERY_CANCELED) {
     const holders = await holdersInTheWay();
     const waiting = holders.length > 0 ? ` In its way: ${holders.join(', ')}.` : '';

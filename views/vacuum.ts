@@ -11,7 +11,7 @@ export interface VacuumBounds {
 }
 
 /**
- * Vacuums and analyzes a table or view of ours once it was refreshed or loaded, so
+ * Vacuums and analyzes a table or view of ours once it was refreshed, loaded or distributed, so
  * that it does not grow from night to night, and that what is read from an index
  * alone is not looked up in the table. Returns a warning if that was not possible.
  * Readers do not wait: the one lock that would keep them out is for giving space
@@ -24,7 +24,7 @@ export interface VacuumBounds {
 export async function vacuum(
   session: Session,
   view: string,
-  done: 'refreshed' | 'loaded',
+  done: 'refreshed' | 'loaded' | 'distributed',
   { statementTimeout, signal, deletedBy }: VacuumBounds,
 ): Promise<string[]> {
   const statement = `vacuum (analyze, truncate false, skip_locked) "public"."${view}"`;

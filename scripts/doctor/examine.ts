@@ -4,6 +4,7 @@ import { getTableConfig, IndexedColumn, PgTable } from 'drizzle-orm/pg-core';
 import { readerRole } from '../../schema/properties.ts';
 import { branchesOfUnknownZones, identify } from '../../views/basis.ts';
 import { catalogView, declaredInputs } from '../../views/catalog.ts';
+import { readDistributed } from '../../views/citus.ts';
 import { fctClientConversionEvents } from '../../views/fct_client_conversion_events.ts';
 import { fctLeadConversions } from '../../views/fct_lead_conversions.ts';
 import { viewsInOrder } from '../../views/refresh.ts';
@@ -19,7 +20,8 @@ import {
 import { horizonHolders } from '../../views/vacuum.ts';
 import { conversionEventFilters } from '../../views/values.ts';
 import { viewRefreshes } from '../../views/view_refreshes.ts';
-import { declaredText, rowsOf, standalone } from '../definitions.ts';
+import { declaredText, rowsOf, standalone, withoutCasts } from '../definitions.ts';
+import { strangelyDistributed } from '../distribute/tables.ts';
 import {
   type Comment,
   declarations,
@@ -715,6 +717,7 @@ const checks: Record<string, Check> = {
       });
     }
     const texts: Record<'deployed' | 'declared', string[]> = { deployed: [], declared: [] };
+    const isDistributed = (await readDistributed(tx)).length > 0;
     for (const view of viewsInOrder) {
       const name = getViewName(view);
       const [found] = await tx
@@ -743,7 +746,10 @@ const checks: Record<string, Check> = {
       for (const text of [texts.deployed.at(-1), texts.declared.at(-1)]) {
         const lines = await rowsOf<{ 'QUERY PLAN': string }>(
           tx,
-          sql.raw(`explain (verbose, costs off) ${text}`),
+          // Citus does not plan a join on a column with a cast like one without.
+          sql.raw(
+            `explain (verbose, costs off) ${isDistributed ? withoutCasts(text ?? '') : text}`,
+          ),
         );
         // Without casts and parentheses: a stored definition has those that are implied, too.
         plans.push(
@@ -758,6 +764,65 @@ const checks: Record<string, Check> = {
         );
         break; // those that read it differ as well
       }
+    }
+  },
+
+  'the distribution': async (tx, { find }) => {
+    if ((await readDistributed(tx)).length === 0) {
+      return;
+    }
+    for (const strange of (await strangelyDistributed(tx)) ?? []) {
+      find(
+        `By Citus, ${strange}.`,
+        [strange.replace(/ .*/, '')],
+        'Load the rows into a new database, and distribute that: npx lead-conversions distribute',
+      );
+    }
+    const lacking = await rowsOf<{ name: string; what: 'hashes' | 'place' | 'node'; of: string[] }>(
+      tx,
+      sql`
+        with shards as (
+          select relname as name, shardid, shardminvalue, shardmaxvalue, partmethod
+          from pg_dist_shard
+          inner join pg_dist_partition on pg_dist_partition.logicalrelid = pg_dist_shard.logicalrelid
+          inner join pg_class on pg_class.oid = pg_dist_shard.logicalrelid
+          where relnamespace = to_regnamespace('public')
+        )
+        -- The shards of a table take each hash of 32 bits once.
+        select name, 'hashes' as what, '[]'::json as of
+        from shards
+        where partmethod = 'h'
+        group by name
+        having sum(shardmaxvalue::bigint - shardminvalue::bigint + 1) <> 4294967296
+        union all
+        select name, 'place', json_agg(shardid::text order by shardid)
+        from shards
+        where not exists (
+          select from pg_dist_placement
+          inner join pg_dist_node on pg_dist_node.groupid = pg_dist_placement.groupid
+          where pg_dist_placement.shardid = shards.shardid and shardstate = 1 and isactive
+        )
+        group by name
+        union all
+        select name, 'node', json_agg(format('%s:%s', nodename, nodeport) order by nodeid)
+        from shards
+        cross join pg_dist_node
+        where partmethod = 'n' and isactive and noderole = 'primary'
+          and not exists (
+            select from pg_dist_placement
+            where pg_dist_placement.shardid = shards.shardid
+              and pg_dist_placement.groupid = pg_dist_node.groupid and shardstate = 1
+          )
+        group by name`,
+    );
+    const about = {
+      hashes: ['lacks shards', 'Restore the database, or load the rows into a new one.'],
+      place: ['has shards on no server', 'Bring the server back, or restore the database.'],
+      node: ['is not on all servers', 'select replicate_reference_tables();'],
+    };
+    for (const { name, what, of } of lacking) {
+      const [said = '', remedy = ''] = about[what];
+      find(`${name} ${said}.`, of, remedy);
     }
   },
 

@@ -225,7 +225,7 @@ function undeclared(what: string): never {
   );
 }
 
-/** The tables and views in a schema of the database, by name. */
+/** The tables and views in a schema of the database, by name, without those of extensions. */
 export async function readRelations(
   db: PgDatabase<PgQueryResultHKT>,
   inSchema = 'public',
@@ -299,7 +299,11 @@ export async function readRelations(
     })
     .from(sql`pg_class`)
     .where(
-      sql`relnamespace = to_regnamespace(${inSchema}) and relkind in ('r', 'p', 'f', 'm', 'v')`,
+      sql`relnamespace = to_regnamespace(${inSchema}) and relkind in ('r', 'p', 'f', 'm', 'v')
+        and not exists (
+          select from pg_depend
+          where classid = 'pg_class'::regclass and objid = pg_class.oid and deptype = 'e'
+        )`,
     )
     .orderBy(sql`relname`);
 }

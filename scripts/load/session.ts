@@ -2,6 +2,7 @@ import { getTableName, type SQL, sql } from 'drizzle-orm';
 import type { PgTable } from 'drizzle-orm/pg-core';
 import { inputLoads } from '../../schema/index.ts';
 import { lockHolders, missing, relationOf } from '../../views/catalog.ts';
+import { citusTables, hasCitus } from '../../views/citus.ts';
 import {
   causeOf,
   endWhenGone,
@@ -31,7 +32,10 @@ type Step = 'locks out other loads' | 'locks the tables' | 'writes';
 /** How far a load has come. */
 export interface LoadState {
   step?: Step;
-  /** Whether triggers or rules of others may change what is written. */
+  /**
+   * Whether what is written may change unseen: by triggers or rules of others, or, where the
+   * tables are distributed, by transactions of other servers.
+   */
   isMeddledWith?: boolean;
 }
 
@@ -103,15 +107,21 @@ async function refuseOtherKinds(transaction: LoadTransaction, tables: PgTable[])
   }
 }
 
-/** Whether others have put triggers or rules on one of the tables. */
+/** Whether others have put triggers or rules on one of the tables, or it is distributed. */
 async function areMeddledWith(transaction: LoadTransaction, tables: PgTable[]): Promise<boolean> {
   const [found] = await transaction.query(sql`
     select
       exists (
         select from pg_trigger where tgrelid in (${oidsOf(tables)}) and not tgisinternal
       )
-      or exists (select from pg_rewrite where ev_class in (${oidsOf(tables)})) as any`);
-  return found?.any === true;
+      or exists (select from pg_rewrite where ev_class in (${oidsOf(tables)})) as any,
+      ${hasCitus} as has_citus`);
+  const [distributed] = found?.has_citus
+    ? await transaction.query(
+        sql`select from (${citusTables}) as tables where oid in (${oidsOf(tables)})`,
+      )
+    : [];
+  return found?.any === true || distributed !== undefined;
 }
 
 /** Throws an Error that names what this role lacks to look at tables of ours, and to create its own. */

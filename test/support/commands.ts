@@ -7,6 +7,7 @@ const commands = {
   'drizzle-kit migrate': 'exec node_modules/.bin/drizzle-kit migrate',
   'npm run benchmark': packageJson.scripts.benchmark,
   'npm run demo': packageJson.scripts.demo,
+  'npm run distribute': packageJson.scripts.distribute,
   'npm run diff': packageJson.scripts.diff,
   'npm run doctor': packageJson.scripts.doctor,
   'npm run generate': packageJson.scripts.generate,

@@ -1,0 +1,48 @@
+import { vacuum } from '../views/vacuum.ts';
+import { databaseCommand } from './command.ts';
+import { type Distributed, distributeTables } from './distribute/tables.ts';
+import { bounds } from './settings.ts';
+
+export const distribute = databaseCommand({
+  name: 'distribute',
+  description:
+    'Distributes the input tables of the database that DATABASE_URL names over the workers of its Citus cluster: dim_branch goes to all, the other tables are split by user_id. The views stay where they are. It is done once.',
+  summary: 'distributes the input tables over a Citus cluster',
+  settings: { lockTimeout: bounds.lockTimeout, statementTimeout: bounds.statementTimeout },
+  exitCodes: {
+    0: 'distributed, now or already before',
+    75: 'skipped: a refresh or a migration of the views is running',
+  },
+  example: '--lock-timeout 1min',
+  nothing: () => ({ tables: [] as Distributed[] }),
+  afterwards: 'The tables are as they were.',
+  work: async ({ database, settings, facts, signal, progress, say, warn, onCommit }) => {
+    if (process.env.DATABASE_URL?.startsWith('pglite:')) {
+      throw new Error(
+        'DATABASE_URL names an embedded database, which is on one machine. Set it to the postgres://… of the coordinator of a Citus cluster.',
+      );
+    }
+    const { statementTimeout } = settings;
+    const { reason, isNew, tables } = await distributeTables(database.db, {
+      ...{ ...settings, signal },
+      onStep: progress.show,
+    });
+    if (reason !== null) {
+      return { outcome: 'skipped', reason };
+    }
+    const ending = { outcome: 'distributed', reason: null };
+    onCommit(ending);
+    facts.tables = tables;
+    for (const { table, rows, shards } of tables) {
+      say(`${table}: ${rows} rows, ${shards === 1 ? 'whole on every server' : `${shards} shards`}`);
+    }
+    if (!isNew) {
+      say('Nothing to do: the tables were distributed already.');
+    }
+    for (const { table } of isNew ? tables : []) {
+      progress.show(`${table}: vacuuming`);
+      (await vacuum(database.db, table, 'distributed', { statementTimeout, signal })).forEach(warn);
+    }
+    return ending;
+  },
+});

@@ -1,0 +1,368 @@
+import { isDeepStrictEqual } from 'node:util';
+import { getTableName, getViewName, type SQL, sql } from 'drizzle-orm';
+import { getMaterializedViewConfig, getTableConfig, type PgTable } from 'drizzle-orm/pg-core';
+import { inputLoads } from '../../schema/index.ts';
+import { lockHolders, missing, relationOf } from '../../views/catalog.ts';
+import { citusTables, hasCitus } from '../../views/citus.ts';
+import { viewsInOrder } from '../../views/refresh.ts';
+import { takeLock } from '../../views/refresh_lock.ts';
+import {
+  causeOf,
+  endWhenGone,
+  LOCK_NOT_AVAILABLE,
+  once,
+  pinned,
+  readCommitted,
+  type Session,
+  setLocally,
+} from '../../views/session.ts';
+import { viewRefreshes } from '../../views/view_refreshes.ts';
+import { rowsOf } from '../definitions.ts';
+import { type Relation, readRelations } from '../generate/catalog.ts';
+import { inputTables } from '../load/files.ts';
+
+/** Where the rows of a table are. */
+export interface Distributed {
+  /** The table's name. */
+  table: string;
+  rows: number;
+  /** How many parts its rows are in; 1 for a table that every server has whole. */
+  shards: number;
+}
+
+interface Options {
+  /** How long to wait for a lock that another session holds, in Postgres' own notation. */
+  lockTimeout: string;
+  /** How long one statement may take. */
+  statementTimeout: string;
+  signal?: AbortSignal;
+  /** Told what is being done. */
+  onStep?: (step: string) => void;
+}
+
+const nameOf = (table: PgTable) => getTableName(table);
+
+/** The input tables, each with the column by which its rows are split; every server has all rows of the others. */
+const wanted = inputTables.map((table) => ({
+  ...{ table, name: nameOf(table) },
+  column: 'userId' in table ? table.userId.name : undefined,
+}));
+const first = wanted.find(({ column }) => column !== undefined);
+
+const inputs: SQL = sql`(${sql.join(
+  wanted.map(({ name }) => relationOf(name)),
+  sql`, `,
+)})`;
+
+/**
+ * Distributes the input tables, in one transaction, or finds that they are. Nobody writes to
+ * them meanwhile, or reads them; the views are read as always. All is as before then but for
+ * where the rows are: the rows themselves, the constraints, and the views with their indexes,
+ * comments and grants.
+ *
+ * Returns `reason` if nothing was done because a refresh or a migration is running. Throws an
+ * Error that says what to do where the database is not one that can be distributed.
+ */
+export async function distributeTables(
+  session: Session,
+  { lockTimeout, statementTimeout, signal, onStep }: Options,
+): Promise<{ reason: string | null; isNew: boolean; tables: Distributed[] }> {
+  const work = async (tx: Session) => {
+    await tx.execute(
+      setLocally({
+        ...{ lock_timeout: lockTimeout, ...endWhenGone, row_security: 'off' },
+        // Of Citus: tables that refer to each other are not distributed over parallel connections.
+        'citus.multi_shard_modify_mode': 'sequential',
+      }),
+    );
+    await refuseOtherDatabases(tx);
+    if (await areDistributed(tx)) {
+      return { reason: null, isNew: false, tables: await readShards(tx) };
+    }
+    const [setting] = await tx
+      .select({ ms: sql`setting`.mapWith(Number) })
+      .from(sql`pg_settings`)
+      .where(sql`name = 'lock_timeout'`);
+    const reason = await takeLock(tx, setting?.ms ?? 0);
+    if (reason) {
+      return { reason, isNew: false, tables: [] };
+    }
+    onStep?.('waiting for writers');
+    await tx.execute(sql`lock table ${inputLoads} in share update exclusive mode`);
+    await tx.execute(sql`lock table ${sql.join(inputTables, sql`, `)} in access exclusive mode`);
+    if (await areDistributed(tx)) {
+      return { reason: null, isNew: false, tables: await readShards(tx) };
+    }
+    onStep?.('reading');
+    const before = await readState(tx);
+    await moveRows(tx, onStep, signal);
+    onStep?.('comparing');
+    refuseChanges(before, await readState(tx));
+    return { reason: null, isNew: true, tables: await readShards(tx) };
+  };
+  try {
+    return await pinned(session, statementTimeout, work, readCommitted, signal);
+  } catch (error) {
+    const cause = causeOf(error);
+    if (cause.code !== LOCK_NOT_AVAILABLE) {
+      throw error;
+    }
+    const holders = await pinned(session, statementTimeout, (tx) =>
+      tx
+        .select({ holder: sql<string>`holder` })
+        .from(
+          sql`(${lockHolders(sql`pg_locks.relation in (select oid from pg_class where oid in ${inputs} or oid = ${relationOf(nameOf(inputLoads))})`)}) as holders`,
+        ),
+    );
+    const holding = holders.map(({ holder }) => holder).join(', ');
+    throw new Error(
+      `Nothing was distributed, because these tables were locked for longer than ${lockTimeout}: ${holding || 'the session that held the lock has ended since'}.`,
+      { cause },
+    );
+  }
+}
+
+/** Throws an Error that says what to do in a database whose tables cannot be distributed by this role. */
+async function refuseOtherDatabases(tx: Session): Promise<void> {
+  const [found] = await tx
+    .select({
+      hasCitus,
+      database: sql<string>`current_database()`,
+      role: sql<string>`current_user`,
+      absent: sql<string | null>`(
+        select min(name)
+        from json_array_elements_text(${JSON.stringify([...wanted.map(({ name }) => name), ...[inputLoads, viewRefreshes].map(nameOf), ...viewsInOrder.map(getViewName)])}::json) as names (name)
+        where to_regclass(format('public.%I', name)) is null
+      )`,
+      owner: sql<string | null>`(
+        select min(pg_get_userbyid(relowner)) from pg_class
+        where oid in ${inputs} and not pg_has_role(relowner, 'usage')
+      )`,
+      foreign: sql<string | null>`(
+        select min(format('%s (%s)', conname, conrelid::regclass))
+        from pg_constraint
+        where contype = 'f' and (conrelid in ${inputs}) <> (confrelid in ${inputs})
+      )`,
+    })
+    .from(once);
+  if (!found?.hasCitus) {
+    throw new Error(
+      `The database ${found?.database} does not have the extension Citus. Install it on all servers of the cluster, run "create extension citus" in the database on each, and add the workers: https://docs.citusdata.com/en/stable/installation/multi_node.html`,
+    );
+  }
+  const [cluster] = await rowsOf<{ is_coordinator: boolean; has_workers: boolean }>(
+    tx,
+    sql`
+      select
+        citus_is_coordinator() as is_coordinator,
+        exists (
+          select from pg_dist_node
+          where groupid <> 0 and isactive and shouldhaveshards and noderole = 'primary'
+        ) as has_workers`,
+  );
+  if (!cluster?.is_coordinator) {
+    throw new Error(
+      'DATABASE_URL names a worker of the Citus cluster. Set it to the URL of the coordinator.',
+    );
+  }
+  if (found.absent !== null) {
+    throw missing(found.absent, undefined);
+  }
+  if (!cluster.has_workers) {
+    throw new Error(
+      'The Citus cluster has no worker that takes shards, so that all rows would stay on this server. Add one: "select citus_add_node(\'HOST\', 5432)".',
+    );
+  }
+  if (found.owner !== null) {
+    throw new Error(
+      `The role ${found.role} may not distribute the tables: their owner is ${found.owner}. Connect as ${found.owner} or a member of that role.`,
+    );
+  }
+  if (found.foreign !== null) {
+    throw new Error(
+      `A foreign key leads from or to a table that is not of this package: ${found.foreign}. Drop it first. Citus keeps foreign keys between distributed tables alone.`,
+    );
+  }
+}
+
+/** Whether the input tables are distributed as they should be. Throws an Error where they are in another way. */
+async function areDistributed(tx: Session): Promise<boolean> {
+  const strange = await strangelyDistributed(tx);
+  if (strange && strange.length > 0) {
+    throw new Error(
+      `Citus manages some of the tables in another way than this package does, and nothing was changed: ${strange.join(', ')}. Load the rows into a new database, and distribute that.`,
+    );
+  }
+  return strange !== undefined;
+}
+
+/**
+ * In what the input tables are not distributed as they should be, in words; undefined if none
+ * of them is distributed. For a database that has Citus.
+ */
+export async function strangelyDistributed(tx: Session): Promise<string[] | undefined> {
+  const found = await rowsOf<{
+    name: string;
+    column: string | null;
+    is_distributed: boolean;
+    is_reference: boolean;
+    colocation: number;
+  }>(tx, sql`select * from (${citusTables}) as tables where oid in ${inputs}`);
+  const group = found.find(({ name }) => name === first?.name)?.colocation;
+  const isAsWanted = (name: string, column: string | undefined) =>
+    found.some(
+      (table) =>
+        table.name === name &&
+        (column === undefined
+          ? table.is_reference
+          : table.is_distributed && table.column === column && table.colocation === group),
+    );
+  return found.length === 0
+    ? undefined
+    : wanted
+        .filter(({ name, column }) => !isAsWanted(name, column))
+        .map(({ name, column }) =>
+          column === undefined
+            ? `${name} is not a reference table`
+            : `${name} is not distributed by ${column} beside ${first?.name}`,
+        );
+}
+
+/** Moves the rows to the workers. The foreign keys are away meanwhile. */
+async function moveRows(tx: Session, onStep: Options['onStep'], signal?: AbortSignal) {
+  const keys = await rowsOf<{ drop: string; add: string }>(
+    tx,
+    sql`
+      select
+        format('alter table %s drop constraint %I', table_name, conname) as drop,
+        format('alter table %s add constraint %I %s', table_name, conname, definition) as add
+      from (
+        select
+          conname,
+          format('public.%I', relname) as table_name,
+          pg_get_constraintdef(pg_constraint.oid) as definition
+        from pg_constraint
+        inner join pg_class on conrelid = pg_class.oid
+        where contype = 'f' and conrelid in ${inputs}
+      ) as foreign_keys
+      order by conname`,
+  );
+  for (const { drop } of keys) {
+    await tx.execute(sql.raw(drop));
+  }
+  for (const { name, column } of wanted) {
+    signal?.throwIfAborted();
+    onStep?.(`${name}: copying`);
+    const table = `public.${name}`;
+    const beside = name === first?.name ? 'none' : `public.${first?.name}`;
+    await tx.execute(
+      column === undefined
+        ? sql`select create_reference_table(${table}::regclass)`
+        : sql`select create_distributed_table(${table}::regclass, ${column}, colocate_with => ${beside})`,
+    );
+  }
+  for (const { add } of keys) {
+    onStep?.('adding the foreign keys');
+    await tx.execute(sql.raw(add));
+  }
+  // The rows that were copied are still on this server. Where one table refers to another, both are emptied.
+  for (const { name } of wanted.toReversed()) {
+    await tx.execute(
+      sql`select truncate_local_data_after_distributing_table(${`public.${name}`}::regclass)`,
+    );
+  }
+}
+
+/** What a table or view is, and what is in it. */
+interface State extends Relation {
+  oid: number;
+  owner: string;
+  options: string[] | null;
+  /** Of a view. */
+  definition: string | null;
+  constraints: string[];
+  rows: number;
+  /** The sum of the hashes of all rows. */
+  hash: string | null;
+}
+
+/** The input tables and the views, as they are. */
+async function readState(tx: Session): Promise<State[]> {
+  const relations = await readRelations(tx);
+  const states: State[] = [];
+  for (const { name, columns } of [
+    ...inputTables.map((table) => getTableConfig(table)),
+    ...viewsInOrder.map((view) => {
+      const { name, selectedFields } = getMaterializedViewConfig(view);
+      return { name, columns: Object.values(selectedFields) as { name: string }[] };
+    }),
+  ]) {
+    const relation = relations.find((relation) => relation.name === name);
+    const [catalog] = await tx
+      .select({
+        oid: sql`oid`.mapWith(Number),
+        owner: sql<string>`relowner::regrole::text`,
+        options: sql<string[] | null>`to_json(reloptions)`,
+        isPopulated: sql<boolean>`relispopulated`,
+        definition: sql<string | null>`case relkind when 'm' then pg_get_viewdef(oid) end`,
+        constraints: sql<string[]>`(
+          select coalesce(json_agg(conname || ' ' || pg_get_constraintdef(oid) order by conname), '[]')
+          from pg_constraint where conrelid = pg_class.oid
+        )`,
+      })
+      .from(sql`pg_class`)
+      .where(sql`oid = ${relationOf(name)}`);
+    if (!relation || !catalog) {
+      throw missing(name, undefined);
+    }
+    const { isPopulated, ...described } = catalog;
+    const row = sql.join(
+      columns.map((column) => sql.identifier(column.name)),
+      sql`, `,
+    );
+    const [content] = isPopulated
+      ? await tx
+          .select({
+            rows: sql`count(*)`.mapWith(Number),
+            hash: sql<string | null>`sum(hash_record_extended(row(${row}), 0)::numeric)::text`,
+          })
+          .from(sql`public.${sql.identifier(name)}`)
+      : [];
+    states.push({
+      ...relation,
+      ...described,
+      rows: content?.rows ?? 0,
+      hash: content?.hash ?? null,
+    });
+  }
+  return states;
+}
+
+/** Throws an Error that names what is not as it was, if anything is not. */
+function refuseChanges(before: State[], after: State[]): void {
+  for (const [index, state] of before.entries()) {
+    const now = after[index];
+    const aspect = (Object.keys(state) as (keyof State)[]).find(
+      (aspect) => !isDeepStrictEqual(state[aspect], now?.[aspect]),
+    );
+    if (aspect) {
+      throw new Error(
+        `Nothing was distributed, because ${state.name} would not be what it was. Its ${aspect} would be ${JSON.stringify(now?.[aspect])} instead of ${JSON.stringify(state[aspect])}.`,
+      );
+    }
+  }
+}
+
+/** Where the rows of the input tables are, once these are distributed. */
+async function readShards(tx: Session): Promise<Distributed[]> {
+  const tables: Distributed[] = [];
+  for (const { table, name } of wanted) {
+    const [shards] = await tx
+      .select({ count: sql`count(*)`.mapWith(Number) })
+      .from(sql`pg_dist_shard`)
+      .where(sql`logicalrelid = ${relationOf(name)}`);
+    const [rows] = await tx.select({ count: sql`count(*)`.mapWith(Number) }).from(table);
+    tables.push({ table: name, rows: rows?.count ?? 0, shards: shards?.count ?? 0 });
+  }
+  return tables;
+}
