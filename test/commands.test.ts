@@ -51,7 +51,7 @@ test('migrate, load and refresh take an empty database to both reports', {
   expect(again).toMatchObject({ code: 0, stderr: '' });
   expect(again.stdout).toMatch(/^.+\n$/);
   const durationMs = expect.any(Number);
-  const unchanged = { inserted: 0, deleted: 0, durationMs };
+  const unchanged = { readsDistributed: false, inserted: 0, deleted: 0, durationMs };
   expect(JSON.parse(again.stdout)).toEqual({
     outcome: 'refreshed',
     reason: null,

@@ -286,7 +286,7 @@ test.each([
   ],
   [
     'an index of a view is lost',
-    'drop index public.fct_lead_conversions_branch_id_local_user_created_at_idx',
+    'drop index if exists public.fct_lead_conversions_branch_id_local_user_created_at_idx',
     'Nothing was distributed, because fct_lead_conversions would not be what it was. Its indexes would be ',
   ],
   [
