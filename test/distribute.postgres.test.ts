@@ -100,7 +100,7 @@ const readAll = async () =>
        where indrelid = pg_class.oid) as indexes,
       (select json_agg(col_description(attrelid, attnum) order by attnum) from pg_attribute
        where attrelid = pg_class.oid) as comments,
-      (select json_agg(conname || pg_get_constraintdef(oid) order by conname) from pg_constraint
+      (select json_agg(conname || pg_get_constraintdef(oid) || coalesce(obj_description(oid, 'pg_constraint'), '') order by conname) from pg_constraint
        where conrelid = pg_class.oid) as constraints,
       query_to_xml(format('select * from %s order by 1', oid::regclass), true, true, '')::text as rows
     from pg_class
@@ -113,6 +113,8 @@ const foreignKeys = async (): Promise<number> =>
 test('distributes the tables in the order that Citus needs, and leaves all else as it was', async () => {
   await fill();
   await createStubs();
+  await session`
+    comment on constraint dim_user_branch_id_dim_branch_branch_id_fk on dim_user is 'It''s ours.'`;
   const before = await readAll();
   const keys = await foreignKeys();
   expect(await distribute()).toEqual({

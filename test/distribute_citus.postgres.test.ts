@@ -301,6 +301,17 @@ and query ~* '^(select|insert|with|declare)' and query !~ 'pg_prepared_xacts'`;
     }
   });
 
+  test('doctor finds shards whose server is disabled', async () => {
+    await gym`
+      update pg_dist_node set isactive = false
+      where groupid = (select max(groupid) from pg_dist_node)`;
+    const { code, stdout } = await run(urlOf(distributed), 'npm run doctor');
+    await gym`update pg_dist_node set isactive = true`;
+    expect({ code, stdout }).toEqual({
+      ...{ code: 1, stdout: expect.stringContaining('dim_user has shards on no server.\n') },
+    });
+  });
+
   test('doctor finds a view that is defined in another way', async () => {
     const text = declaredText(fctClientConversionEvents);
     const changed = text.replace(

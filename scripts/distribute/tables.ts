@@ -230,17 +230,22 @@ export async function strangelyDistributed(tx: Session): Promise<string[] | unde
 
 /** Moves the rows to the workers. The foreign keys are away meanwhile. */
 async function moveRows(tx: Session, onStep: Options['onStep'], signal?: AbortSignal) {
-  const keys = await rowsOf<{ drop: string; add: string }>(
+  const keys = await rowsOf<{ drop: string; add: string; comment: string | null }>(
     tx,
     sql`
       select
         format('alter table %s drop constraint %I', table_name, conname) as drop,
-        format('alter table %s add constraint %I %s', table_name, conname, definition) as add
+        format('alter table %s add constraint %I %s', table_name, conname, definition) as add,
+        case
+          when comment is not null
+            then format('comment on constraint %I on %s is %L', conname, table_name, comment)
+        end as comment
       from (
         select
           conname,
           format('public.%I', relname) as table_name,
-          pg_get_constraintdef(pg_constraint.oid) as definition
+          pg_get_constraintdef(pg_constraint.oid) as definition,
+          obj_description(pg_constraint.oid, 'pg_constraint') as comment
         from pg_constraint
         inner join pg_class on conrelid = pg_class.oid
         where contype = 'f' and conrelid in ${inputs}
@@ -261,9 +266,12 @@ async function moveRows(tx: Session, onStep: Options['onStep'], signal?: AbortSi
         : sql`select create_distributed_table(${table}::regclass, ${column}, colocate_with => ${beside})`,
     );
   }
-  for (const { add } of keys) {
+  for (const { add, comment } of keys) {
     onStep?.('adding the foreign keys');
     await tx.execute(sql.raw(add));
+    if (comment !== null) {
+      await tx.execute(sql.raw(comment));
+    }
   }
   // The rows that were copied are still on this server. Where one table refers to another, both are emptied.
   for (const { name } of wanted.toReversed()) {
@@ -306,7 +314,10 @@ async function readState(tx: Session): Promise<State[]> {
         isPopulated: sql<boolean>`relispopulated`,
         definition: sql<string | null>`case relkind when 'm' then pg_get_viewdef(oid) end`,
         constraints: sql<string[]>`(
-          select coalesce(json_agg(conname || ' ' || pg_get_constraintdef(oid) order by conname), '[]')
+          select coalesce(json_agg(
+            concat_ws(' ', conname, pg_get_constraintdef(oid), obj_description(oid, 'pg_constraint'))
+            order by conname
+          ), '[]')
           from pg_constraint where conrelid = pg_class.oid
         )`,
       })

@@ -118,7 +118,7 @@ export async function examine(session: Session, settings: Settings): Promise<Exa
             [],
             'Run this with a longer --statement-timeout.',
           );
-        } else if (/^(22|42|55)\w{3}$/.test(code)) {
+        } else if (/^(0A|22|42|55|XX)\w{3}$/.test(code)) {
           report.find(
             `Postgres could not examine ${what}: ${message}.`,
             [],
@@ -707,6 +707,65 @@ const columnsIn = (fragment: SQL): { name: string }[] =>
   );
 
 const checks: Record<string, Check> = {
+  'the distribution': async (tx, { find }) => {
+    if ((await readDistributed(tx)).length === 0) {
+      return;
+    }
+    for (const strange of (await strangelyDistributed(tx)) ?? []) {
+      find(
+        `By Citus, ${strange}.`,
+        [strange.replace(/ .*/, '')],
+        'Load the rows into a new database, and distribute that: npx lead-conversions distribute',
+      );
+    }
+    const lacking = await rowsOf<{ name: string; what: 'hashes' | 'place' | 'node'; of: string[] }>(
+      tx,
+      sql`
+        with shards as (
+          select relname as name, shardid, shardminvalue, shardmaxvalue, partmethod
+          from pg_dist_shard
+          inner join pg_dist_partition on pg_dist_partition.logicalrelid = pg_dist_shard.logicalrelid
+          inner join pg_class on pg_class.oid = pg_dist_shard.logicalrelid
+          where relnamespace = to_regnamespace('public')
+        )
+        -- The shards of a table take each hash of 32 bits once.
+        select name, 'hashes' as what, '[]'::json as of
+        from shards
+        where partmethod = 'h'
+        group by name
+        having sum(shardmaxvalue::bigint - shardminvalue::bigint + 1) <> 4294967296
+        union all
+        select name, 'place', json_agg(shardid::text order by shardid)
+        from shards
+        where not exists (
+          select from pg_dist_placement
+          inner join pg_dist_node on pg_dist_node.groupid = pg_dist_placement.groupid
+          where pg_dist_placement.shardid = shards.shardid and shardstate = 1 and isactive
+        )
+        group by name
+        union all
+        select name, 'node', json_agg(format('%s:%s', nodename, nodeport) order by nodeid)
+        from shards
+        cross join pg_dist_node
+        where partmethod = 'n' and isactive and noderole = 'primary'
+          and not exists (
+            select from pg_dist_placement
+            where pg_dist_placement.shardid = shards.shardid
+              and pg_dist_placement.groupid = pg_dist_node.groupid and shardstate = 1
+          )
+        group by name`,
+    );
+    const about = {
+      hashes: ['lacks shards', 'Restore the database, or load the rows into a new one.'],
+      place: ['has shards on no server', 'Bring the server back, or restore the database.'],
+      node: ['is not on all servers', 'select replicate_reference_tables();'],
+    };
+    for (const { name, what, of } of lacking) {
+      const [said = '', remedy = ''] = about[what];
+      find(`${name} ${said}.`, of, remedy);
+    }
+  },
+
   'what the views read': async (tx, { find }) => {
     for (const view of viewsInOrder) {
       await catalogView(tx, view, { isToRefresh: false }).catch((error) => {
@@ -764,65 +823,6 @@ const checks: Record<string, Check> = {
         );
         break; // those that read it differ as well
       }
-    }
-  },
-
-  'the distribution': async (tx, { find }) => {
-    if ((await readDistributed(tx)).length === 0) {
-      return;
-    }
-    for (const strange of (await strangelyDistributed(tx)) ?? []) {
-      find(
-        `By Citus, ${strange}.`,
-        [strange.replace(/ .*/, '')],
-        'Load the rows into a new database, and distribute that: npx lead-conversions distribute',
-      );
-    }
-    const lacking = await rowsOf<{ name: string; what: 'hashes' | 'place' | 'node'; of: string[] }>(
-      tx,
-      sql`
-        with shards as (
-          select relname as name, shardid, shardminvalue, shardmaxvalue, partmethod
-          from pg_dist_shard
-          inner join pg_dist_partition on pg_dist_partition.logicalrelid = pg_dist_shard.logicalrelid
-          inner join pg_class on pg_class.oid = pg_dist_shard.logicalrelid
-          where relnamespace = to_regnamespace('public')
-        )
-        -- The shards of a table take each hash of 32 bits once.
-        select name, 'hashes' as what, '[]'::json as of
-        from shards
-        where partmethod = 'h'
-        group by name
-        having sum(shardmaxvalue::bigint - shardminvalue::bigint + 1) <> 4294967296
-        union all
-        select name, 'place', json_agg(shardid::text order by shardid)
-        from shards
-        where not exists (
-          select from pg_dist_placement
-          inner join pg_dist_node on pg_dist_node.groupid = pg_dist_placement.groupid
-          where pg_dist_placement.shardid = shards.shardid and shardstate = 1 and isactive
-        )
-        group by name
-        union all
-        select name, 'node', json_agg(format('%s:%s', nodename, nodeport) order by nodeid)
-        from shards
-        cross join pg_dist_node
-        where partmethod = 'n' and isactive and noderole = 'primary'
-          and not exists (
-            select from pg_dist_placement
-            where pg_dist_placement.shardid = shards.shardid
-              and pg_dist_placement.groupid = pg_dist_node.groupid and shardstate = 1
-          )
-        group by name`,
-    );
-    const about = {
-      hashes: ['lacks shards', 'Restore the database, or load the rows into a new one.'],
-      place: ['has shards on no server', 'Bring the server back, or restore the database.'],
-      node: ['is not on all servers', 'select replicate_reference_tables();'],
-    };
-    for (const { name, what, of } of lacking) {
-      const [said = '', remedy = ''] = about[what];
-      find(`${name} ${said}.`, of, remedy);
     }
   },
 
