@@ -6,7 +6,7 @@ import { bounds } from './settings.ts';
 export const distribute = databaseCommand({
   name: 'distribute',
   description:
-    'Distributes the input tables of the database that DATABASE_URL names over the workers of its Citus cluster: dim_branch goes to all, the other tables are split by user_id. The views stay where they are. It is done once.',
+    'Distributes the input tables of the database that DATABASE_URL names over the workers of its Citus cluster: every server gets all of dim_branch, and the other tables are split by user_id. The views stay on the coordinator. Run it once.',
   summary: 'distributes the input tables over a Citus cluster',
   settings: { lockTimeout: bounds.lockTimeout, statementTimeout: bounds.statementTimeout },
   exitCodes: {
@@ -19,7 +19,7 @@ export const distribute = databaseCommand({
   work: async ({ database, settings, facts, signal, progress, say, warn, onCommit }) => {
     if (process.env.DATABASE_URL?.startsWith('pglite:')) {
       throw new Error(
-        'DATABASE_URL names an embedded database, which is on one machine. Set it to the postgres://… of the coordinator of a Citus cluster.',
+        'DATABASE_URL names an embedded database, which cannot be distributed. Set it to the URL of the coordinator of a Citus cluster.',
       );
     }
     const { statementTimeout } = settings;

@@ -200,19 +200,19 @@ const refusals: Record<string, { make: string | undefined; reason: string | RegE
   'with foreign keys of others': {
     make: 'create table visits (user_id varchar collate "C" constraint visits_key references dim_user)',
     reason:
-      'A foreign key leads from or to a table that is not of this package: visits_key (public.visits). Drop it first. Citus keeps foreign keys between distributed tables alone.',
+      'There is a foreign key from or to a table outside this package: visits_key (public.visits). Drop it first: Citus supports foreign keys only between distributed tables.',
   },
   'with one table distributed': {
     make: `select distribute('dim_user', 'h', 'user_id', 2)`,
     reason:
-      'Citus manages some of the tables in another way than this package does, and nothing was changed: dim_branch is not a reference table, fct_credit_pack_purchases is not distributed by user_id beside dim_user, fct_membership_purchases is not distributed by user_id beside dim_user. Load the rows into a new database, and distribute that.',
+      'Nothing was changed, because Citus already manages some of these tables in another way: dim_branch is not a reference table, fct_credit_pack_purchases is not distributed by user_id beside dim_user, fct_membership_purchases is not distributed by user_id beside dim_user. Load the rows into a new database, and distribute that one.',
   },
   'distributed by another column': {
     make: `
       select distribute('dim_branch', 'n', null, 1), distribute('dim_user', 'h', 'branch_id', 2),
         distribute('fct_credit_pack_purchases', 'h', 'user_id', 2),
         distribute('fct_membership_purchases', 'h', 'user_id', 2)`,
-    reason: /nothing was changed: dim_user is not distributed by user_id beside dim_user\./,
+    reason: /in another way: dim_user is not distributed by user_id beside dim_user\./,
   },
   'distributed apart': {
     make: `
@@ -220,14 +220,14 @@ const refusals: Record<string, { make: string | undefined; reason: string | RegE
         distribute('fct_credit_pack_purchases', 'h', 'user_id', 2),
         distribute('fct_membership_purchases', 'h', 'user_id', 3)`,
     reason:
-      /nothing was changed: fct_membership_purchases is not distributed by user_id beside dim_user\./,
+      /in another way: fct_membership_purchases is not distributed by user_id beside dim_user\./,
   },
   'with branches split up': {
     make: `
       select distribute('dim_branch', 'h', 'branch_id', 2), distribute('dim_user', 'h', 'user_id', 2),
         distribute('fct_credit_pack_purchases', 'h', 'user_id', 2),
         distribute('fct_membership_purchases', 'h', 'user_id', 2)`,
-    reason: /nothing was changed: dim_branch is not a reference table\./,
+    reason: /in another way: dim_branch is not a reference table\./,
   },
 };
 
@@ -253,7 +253,7 @@ test('refuses an embedded database, and a role that does not own the tables', as
   expect(await run(embedded, 'npm run distribute')).toEqual({
     ...{ code: 1, stdout: '' },
     stderr:
-      'DATABASE_URL names an embedded database, which is on one machine. Set it to the postgres://… of the coordinator of a Citus cluster.\n',
+      'DATABASE_URL names an embedded database, which cannot be distributed. Set it to the URL of the coordinator of a Citus cluster.\n',
   });
   await rm(folder, { recursive: true });
   await createStubs();
@@ -399,9 +399,9 @@ test('a refresh computes distributed tables anew every time, and keeps loads out
 test.each([
   [
     `select 'worker', 5432, true, '["citus_0_1"]'`,
-    'A transaction has not been committed on all workers yet: citus_0_1 on worker:5432.',
+    'Some workers have not committed a transaction yet: citus_0_1 on worker:5432.',
   ],
-  [`select 'worker', 5432, false, 'refused'`, 'The worker worker:5432 cannot be asked: refused\n'],
+  [`select 'worker', 5432, false, 'refused'`, 'The worker worker:5432 did not answer: refused\n'],
 ])('a refresh does not read workers that are behind (%s)', async (answer, reason) => {
   await fill();
   await createStubs();

@@ -516,11 +516,11 @@ test('warns of what makes the figures doubtful', async () => {
   );
   await refresh(hoursAgo(-1));
   expect(warningsOf(await read())).toEqual([
-    'Nobody knows how old these figures are: the latest refresh is in the future by the clock of the server.',
+    'The age of these figures is not known: the latest refresh is in the future by the server’s clock.',
   ]);
   await database.db.execute(sql`update view_refreshes set server = 'another'`);
   expect(warningsOf(await read())).toEqual([
-    'Nobody knows how old these figures are: the views have not been refreshed since they were created. Refresh them.',
+    'The age of these figures is not known: the views have not been refreshed since they were created. Refresh them.',
   ]);
   await database.db.execute(sql`delete from view_refreshes`);
 

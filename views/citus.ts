@@ -62,7 +62,7 @@ export async function untilCommitted(tx: Session, signal: AbortSignal | undefine
       .from(sql`run_command_on_workers(${prepared})`);
     const lost = workers.find(({ isAsked }) => !isAsked);
     if (lost) {
-      throw Object.assign(new Error(`The worker ${lost.worker} cannot be asked: ${lost.result}`), {
+      throw Object.assign(new Error(`The worker ${lost.worker} did not answer: ${lost.result}`), {
         code: CONNECTION_FAILURE,
       });
     }
@@ -78,7 +78,7 @@ export async function untilCommitted(tx: Session, signal: AbortSignal | undefine
     if (look === looks) {
       throw Object.assign(
         new Error(
-          `A transaction has not been committed on all workers yet: ${waitedFor.join(', ')}. Citus does that within a minute of the return of a worker that was lost.`,
+          `Some workers have not committed a transaction yet: ${waitedFor.join(', ')}. Citus commits it within a minute after a lost worker is back.`,
         ),
         { code: OBJECT_IN_USE },
       );

@@ -180,7 +180,7 @@ async function refuseOtherDatabases(tx: Session): Promise<void> {
   }
   if (found.foreign !== null) {
     throw new Error(
-      `A foreign key leads from or to a table that is not of this package: ${found.foreign}. Drop it first. Citus keeps foreign keys between distributed tables alone.`,
+      `There is a foreign key from or to a table outside this package: ${found.foreign}. Drop it first: Citus supports foreign keys only between distributed tables.`,
     );
   }
 }
@@ -190,7 +190,7 @@ async function areDistributed(tx: Session): Promise<boolean> {
   const strange = await strangelyDistributed(tx);
   if (strange && strange.length > 0) {
     throw new Error(
-      `Citus manages some of the tables in another way than this package does, and nothing was changed: ${strange.join(', ')}. Load the rows into a new database, and distribute that.`,
+      `Nothing was changed, because Citus already manages some of these tables in another way: ${strange.join(', ')}. Load the rows into a new database, and distribute that one.`,
     );
   }
   return strange !== undefined;

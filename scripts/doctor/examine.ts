@@ -715,7 +715,7 @@ const checks: Record<string, Check> = {
       find(
         `By Citus, ${strange}.`,
         [strange.replace(/ .*/, '')],
-        'Load the rows into a new database, and distribute that: npx lead-conversions distribute',
+        'Load the rows into a new database, and distribute that one: npx lead-conversions distribute',
       );
     }
     const lacking = await rowsOf<{ name: string; what: 'hashes' | 'place' | 'node'; of: string[] }>(
@@ -757,7 +757,10 @@ const checks: Record<string, Check> = {
     );
     const about = {
       hashes: ['lacks shards', 'Restore the database, or load the rows into a new one.'],
-      place: ['has shards on no server', 'Bring the server back, or restore the database.'],
+      place: [
+        'has shards on no server',
+        'Bring the server back online, or restore the database from a backup.',
+      ],
       node: ['is not on all servers', 'select replicate_reference_tables();'],
     };
     for (const { name, what, of } of lacking) {

@@ -261,7 +261,7 @@ export async function readFigures(session: Session, options: FiguresOptions): Pr
     const cause = causeOf(error);
     throw cause.code === QUERY_CANCELED
       ? new Error(
-          `It took longer than the statement timeout of ${statementTimeout} to read ${doing}: ${cause.message}. Raise --statement-timeout, or LEAD_CONVERSIONS_STATEMENT_TIMEOUT.`,
+          `The report could not read ${doing}: ${cause.message}. The statement timeout was ${statementTimeout}.`,
           { cause },
         )
       : error;
@@ -307,9 +307,6 @@ const quietDays = 7;
 export const daysBeforeRefresh = (day: string, refreshedAt: string | null): number =>
   Math.floor(Date.parse(refreshedAt ?? new Date().toISOString()) / dayMs - dayOf(day));
 
-/** How many records it takes to tell how often there is one. */
-const fewestRecords = 3;
-
 /** Whether there has been nothing for a week, and for longer than can be by chance: perhaps it is not loaded any more. */
 export function isSilent(
   { records, first, latest }: Pick<FeedDays, 'records' | 'first' | 'latest'>,
@@ -318,11 +315,7 @@ export function isSilent(
 ): boolean {
   const silence = daysBeforeRefresh(latest, refreshedAt);
   const daysPerRecord = (dayOf(latest) - dayOf(first)) / (records - 1);
-  return (
-    records >= Math.max(expected, fewestRecords) &&
-    silence >= quietDays &&
-    silence >= expected * daysPerRecord
-  );
+  return records >= expected && silence >= quietDays && silence >= expected * daysPerRecord;
 }
 
 /** The latest day of any feed, if that is a week before the refresh: perhaps nothing is loaded any more. */
@@ -351,7 +344,7 @@ export function judgedUntil(
     .filter(({ feed }) => filter === 'ALL' || feed === 'JOINING' || feed === filter)
     .filter((feed) => isSilent(feed, refreshedAt))
     .map(({ latest }) => latest);
-  const days = [...ends, endOfData({ feeds, refreshedAt }) ?? []].flat().map(dayBefore);
+  const days = [ends, endOfData({ feeds, refreshedAt }) ?? []].flat().map(dayBefore);
   return completeUntil === null ? null : ([...days, completeUntil].sort()[0] ?? null);
 }
 

@@ -175,11 +175,11 @@ export function warningsOf(figures: Figures): string[] {
   const warnings: string[] = [];
   if (refreshedAt === null) {
     warnings.push(
-      'Nobody knows how old these figures are: the views have not been refreshed since they were created. Refresh them.',
+      'The age of these figures is not known: the views have not been refreshed since they were created. Refresh them.',
     );
   } else if (hoursOld !== null && hoursOld < 0) {
     warnings.push(
-      'Nobody knows how old these figures are: the latest refresh is in the future by the clock of the server.',
+      'The age of these figures is not known: the latest refresh is in the future by the server’s clock.',
     );
   } else if (hoursOld !== null && hoursOld > warningHours) {
     warnings.push(
