@@ -65,7 +65,7 @@ afterAll(async () => {
 let owner: postgres.Sql;
 let text: string;
 beforeEach(async () => {
-  await admin`create database gym template template owner owner`;
+  await admin`create database gym template template owner owner strategy file_copy`;
   owner = postgres(urlAs('owner'), { max: 4, onnotice: () => {} });
   text = await readFile(migration, 'utf8');
 });
@@ -463,7 +463,7 @@ describe('what others have put on a view', () => {
     await owner`drop owned by analyst, other`.catch(() => {});
     await admin`drop database gym with (force)`;
     await admin`drop role analyst, other`;
-    await admin`create database gym template template owner owner`;
+    await admin`create database gym template template owner owner strategy file_copy`;
   });
 
   test('is on the new view as well, and is listed', async () => {

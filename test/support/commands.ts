@@ -24,20 +24,15 @@ export interface Result {
   stderr: string;
 }
 
-/** What runs a command: where there is a compiled one, that, as the package does. */
-function lineOf(command: keyof typeof commands, cwd: string): string {
-  const compiled = cwd === '.' ? inject('compiled') : undefined;
-  return compiled === undefined
-    ? commands[command]
-    : commands[command].replace(
-        '--import tsx scripts/lead_conversions.ts',
-        `${compiled}/dist/scripts/lead_conversions.js`,
-      );
-}
+const source = '--import tsx scripts/lead_conversions.ts';
+
+/** Whether a command is one of the package's own, which may be run compiled. */
+export const isOfPackage = (command: keyof typeof commands) => commands[command].includes(source);
 
 /**
  * Starts a command as a deploy or the nightly job does: in a process of its own,
- * which knows the database by DATABASE_URL alone, and in a shell as npm does.
+ * which knows the database by DATABASE_URL alone, and in a shell as npm does. The package's
+ * own commands are those of the folder `compiled`, if there is one.
  */
 export function start(
   url: string,
@@ -45,8 +40,13 @@ export function start(
   args: readonly string[] = [],
   env: Record<string, string> = {},
   cwd = '.',
+  compiled = cwd === '.' ? inject('compiled') : undefined,
 ): { process: ChildProcess; result: Promise<Result> } {
-  const running = promisify(execFile)('sh', ['-c', `${lineOf(command, cwd)} "$@"`, 'sh', ...args], {
+  const line =
+    compiled === undefined
+      ? commands[command]
+      : commands[command].replace(source, `${compiled}/dist/scripts/lead_conversions.js`);
+  const running = promisify(execFile)('sh', ['-c', `${line} "$@"`, 'sh', ...args], {
     cwd,
     // Not run by the npm that runs these tests.
     env: { ...process.env, npm_lifecycle_event: undefined, ...env, DATABASE_URL: url },

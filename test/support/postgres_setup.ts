@@ -1,14 +1,10 @@
-import { execFile } from 'node:child_process';
-import { cp, mkdtemp, rm, symlink } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
-import { join, resolve } from 'node:path';
-import { promisify } from 'node:util';
 import { drizzle } from 'drizzle-orm/postgres-js';
 import { migrate } from 'drizzle-orm/postgres-js/migrator';
 import postgres from 'postgres';
 import type { TestProject } from 'vitest/node';
 import { migrations } from '../../schema/migrations.ts';
 import { startPostgres } from '../../scripts/postgres_server.ts';
+import { scratchTree } from './scratch_tree.ts';
 
 declare module 'vitest' {
   interface ProvidedContext {
@@ -30,9 +26,9 @@ export default async function setup(project: TestProject): Promise<() => Promise
   const serverUrl = process.env.TEST_DATABASE_URL ?? server?.url('postgres') ?? '';
   const client = postgres(serverUrl, { max: 1, onnotice: () => {} });
   const template = `lead_conversions_template_${process.pid}`;
-  const compiled = await mkdtemp(join(tmpdir(), 'lead-conversions-compiled-'));
+  const tree = await scratchTree();
   const teardown = async () => {
-    await rm(compiled, { recursive: true, force: true });
+    await tree.remove();
     await client`drop database if exists ${client(template)}`;
     await client.end();
     await server?.remove();
@@ -45,7 +41,7 @@ export default async function setup(project: TestProject): Promise<() => Promise
         `The tests want PostgreSQL 16. TEST_DATABASE_URL is PostgreSQL ${version?.major}.`,
       );
     }
-    await compile(compiled);
+    await tree.compile();
     await client`create database ${client(template)}`;
     const templateUrl = databaseUrl(serverUrl, template);
     const templateClient = postgres(templateUrl, { max: 1, onnotice: () => {} });
@@ -54,21 +50,10 @@ export default async function setup(project: TestProject): Promise<() => Promise
     await teardown().catch(() => {}); // the first error is the one to tell
     throw error;
   }
-  project.provide('compiled', compiled);
+  project.provide('compiled', tree.folder);
   project.provide('serverUrl', serverUrl);
   project.provide('template', template);
   return teardown;
-}
-
-/** Compiles the package as `npm pack` does: its commands start in a third of the time. */
-async function compile(folder: string): Promise<void> {
-  const dist = join(folder, 'dist');
-  await promisify(execFile)('node_modules/.bin/tsc', [
-    ...['--project', '.tsconfig.build.json', '--declaration', 'false', '--outDir', dist],
-  ]);
-  await cp('schema/migrations', join(dist, 'schema/migrations'), { recursive: true });
-  await cp('package.json', join(folder, 'package.json'));
-  await symlink(resolve('node_modules'), join(folder, 'node_modules'));
 }
 
 /** The URL of another database on the same server. */

@@ -1,9 +1,11 @@
+import { execFile } from 'node:child_process';
 import { cp, mkdtemp, readdir, readFile, rename, rm, symlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
+import { promisify } from 'node:util';
 import journal from '../../schema/migrations/meta/_journal.json' with { type: 'json' };
 import type { Session } from '../../views/session.ts';
-import { type Result, run } from './commands.ts';
+import { isOfPackage, type Result, run } from './commands.ts';
 
 /** The migrations of this package, in their order. */
 export const landedMigrations: string[] = journal.entries.map(({ tag }) => tag);
@@ -25,7 +27,12 @@ export interface ScratchTree {
   generate(db: Session, options: { name?: string; check?: boolean }): Promise<string>;
   /** The same for `npm run generate -- --baseline`, on an empty database. */
   generateBaseline(db: Session): Promise<string>;
-  /** Runs a command there, as `run` does. */
+  /**
+   * Compiles the package there into `dist` as `npm pack` does, but without looking at types:
+   * its commands start in a third of the time.
+   */
+  compile(): Promise<void>;
+  /** Compiles what was edited, and runs a command there as `run` does. */
   run(url: string, command: Parameters<typeof run>[1], args?: string[]): Promise<Result>;
   /** The names of its migrations. */
   migrations(): Promise<string[]>;
@@ -51,6 +58,7 @@ export async function scratchTree(): Promise<ScratchTree> {
   }
   await symlink(resolve('node_modules'), join(home, 'node_modules'));
   let version = 0;
+  let compiled: Promise<void> | undefined;
   let modules: Promise<typeof import('../../scripts/generate/files.ts')> | undefined;
   /**
    * Its modules as they are now. A module is read once under a path, so the tree
@@ -67,6 +75,7 @@ export async function scratchTree(): Promise<ScratchTree> {
     folder: home,
     edit: async (file, ...replacements) => {
       modules = undefined;
+      compiled = undefined;
       const path = join(tree.folder, file);
       let text = await readFile(path, 'utf8');
       for (const [from, to] of replacements) {
@@ -85,7 +94,23 @@ export async function scratchTree(): Promise<ScratchTree> {
       modules ??= readModules();
       return (await modules).generateBaseline(db);
     },
-    run: (url, command, args = []) => run(url, command, args, {}, tree.folder),
+    compile: async () => {
+      const dist = join(tree.folder, 'dist');
+      await rm(dist, { recursive: true, force: true });
+      const project = join(tree.folder, '.tsconfig.build.json');
+      await promisify(execFile)('node_modules/.bin/tsc', [
+        ...['--project', project, '--noCheck', '--declaration', 'false'],
+      ]);
+      // A link, because migrations are generated and changed afterwards.
+      await symlink('../../schema/migrations', join(dist, 'schema/migrations'));
+    },
+    run: async (url, command, args = []) => {
+      if (isOfPackage(command)) {
+        compiled ??= tree.compile();
+        await compiled;
+      }
+      return await run(url, command, args, {}, tree.folder, tree.folder);
+    },
     migrations: async () =>
       (await readdir(join(tree.folder, 'schema/migrations'))).filter((name) =>
         name.endsWith('.sql'),
