@@ -7,7 +7,7 @@ import { type LoadMeasurements, loadSteps, measureLoad } from './benchmark/load.
 import { type Measurements, measure, type Refresh, steps } from './benchmark/measure.ts';
 import { measureReport, type ReportMeasurements } from './benchmark/report.ts';
 import { cancelledBySignals, command, runProgram } from './command.ts';
-import { isServerUrl } from './database.ts';
+import { readConnection } from './connection.ts';
 import { startPostgres } from './postgres_server.ts';
 import { progressOn } from './progress.ts';
 import { setting, type Values } from './settings.ts';
@@ -82,10 +82,8 @@ BENCHMARK_DATABASE_URL names, in databases that it creates and drops there.`,
     await writeFile(values.json, '', { flag: 'a' }); // fails now rather than at the end
   }
   const givenUrl = process.env[variable];
-  if (givenUrl && !isServerUrl(givenUrl)) {
-    throw new Error(
-      `${variable} is not postgres://USER:PASSWORD@HOST:PORT/DATABASE, with special characters percent-encoded.`,
-    );
+  if (givenUrl) {
+    readConnection(givenUrl, variable); // fails now rather than later
   }
   const server = givenUrl ? undefined : await startPostgres();
   const serverUrl = givenUrl || (server?.url('postgres') ?? '');

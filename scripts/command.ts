@@ -264,6 +264,7 @@ async function perform<Own extends Settings, Facts extends object>(
     ending = undefined;
     const database = await openDatabase(process.env.DATABASE_URL, {
       isNew,
+      onWarning: warn,
       onNotice: (notice) => {
         progress.end();
         onNotice?.(notice, facts);

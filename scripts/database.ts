@@ -1,7 +1,7 @@
 import { createHash } from 'node:crypto';
 import { existsSync } from 'node:fs';
 import { mkdir, realpath } from 'node:fs/promises';
-import { createServer } from 'node:net';
+import { createServer, type Socket } from 'node:net';
 import { basename, dirname, join, resolve } from 'node:path';
 import { Readable } from 'node:stream';
 import { blob as readBlob } from 'node:stream/consumers';
@@ -22,6 +22,13 @@ import {
   once,
   pinned,
 } from '../views/session.ts';
+import {
+  type Connection,
+  closedEarly,
+  openSocket,
+  readConnection,
+  unreachable,
+} from './connection.ts';
 import { isCut } from './failure.ts';
 import type { LoadTransaction } from './load/tables.ts';
 
@@ -40,6 +47,10 @@ export interface Database {
 }
 
 interface OpenOptions {
+  /** Told what the URL has that is of no use. */
+  onWarning?: (message: string) => void;
+  /** Told of each connection to a server. */
+  onConnect?: (socket: Socket) => void;
   /** Told what a server notes while it works. */
   onNotice?: (message: string) => void;
   /** Whether an embedded database may be new, and is created then. */
@@ -49,14 +60,19 @@ interface OpenOptions {
 /**
  * Opens the database that DATABASE_URL names: `postgres://…` for a server,
  * `pglite:PATH` for the embedded database in that folder. A server is first
- * asked by the first query.
+ * asked by the first query, unless the URL says what kind of server it has to be.
  *
  * Throws an Error that says what to do when the variable is not set, or names
  * neither. The URL, which may hold a password, is in no message.
  */
 export async function openDatabase(
   url = process.env.DATABASE_URL,
-  { onNotice = () => {}, isNew = false }: OpenOptions = {},
+  {
+    onWarning = () => {},
+    onConnect = () => {},
+    onNotice = () => {},
+    isNew = false,
+  }: OpenOptions = {},
 ): Promise<Database> {
   if (!url) {
     throw new Error(
@@ -75,31 +91,92 @@ export async function openDatabase(
     }
     return openPglite(folder);
   }
-  if (!isServerUrl(url)) {
+  if (!/^postgres(ql)?:\/\//.test(url.trim())) {
     throw new Error(
-      'DATABASE_URL is neither postgres://USER:PASSWORD@HOST:PORT/DATABASE, with special characters percent-encoded, nor pglite:PATH.',
+      'DATABASE_URL is neither postgres://USER:PASSWORD@HOST:PORT/DATABASE nor pglite:PATH.',
     );
   }
-  return openServer(url, onNotice);
+  const connection = readConnection(url);
+  if (connection.ignored.length > 0) {
+    onWarning(
+      `DATABASE_URL has parameters that mean nothing to Postgres, and are ignored: ${connection.ignored.join(', ')}.`,
+    );
+  }
+  const database = openServer(connection, onConnect, onNotice);
+  await refuseOtherServers(database.db, connection).catch(async (error) => {
+    await database.close();
+    throw error;
+  });
+  return database;
 }
 
-/** Nor several hosts, which postgres.js takes: where none answers, it never gives up. */
-export const isServerUrl = (url: string): boolean =>
-  /^postgres(ql)?:\/\//.test(url) && URL.canParse(url) && !/%(?![\da-f]{2})/i.test(url);
+/** Throws an Error if the server is not what `target_session_attrs` asks for. */
+async function refuseOtherServers(db: Database['db'], { target }: Connection): Promise<void> {
+  if (target === 'any' || target === 'prefer-standby') {
+    return;
+  }
+  const [server] = await db
+    .select({
+      isStandby: sql<boolean>`pg_is_in_recovery()`,
+      isReadOnly: sql<boolean>`current_setting('transaction_read_only')::boolean`,
+    })
+    .from(once);
+  const is = server?.isStandby ? 'a standby' : server?.isReadOnly ? 'read-only' : 'a primary';
+  const isTarget = {
+    primary: !server?.isStandby,
+    standby: server?.isStandby,
+    'read-write': !server?.isReadOnly,
+    'read-only': server?.isReadOnly,
+  }[target];
+  if (!isTarget) {
+    throw Object.assign(
+      new Error(`The server is ${is}, but target_session_attrs asks for ${target}.`),
+      { code: CANNOT_CONNECT_NOW },
+    );
+  }
+}
 
 /** https://www.postgresql.org/docs/16/errcodes-appendix.html */
 const OBJECT_IN_USE = '55006';
+const CANNOT_CONNECT_NOW = '57P03';
 
 const dialect = new PgDialect();
 
-function openServer(url: string, onNotice: (message: string) => void): Database {
-  const client = postgres(url, {
-    max: 2, // the second to cancel what the first is doing
-    // No arrays are read or written here, and an error of that query is caught by nobody.
-    fetch_types: false,
-    onnotice: ({ message = '' }) => onNotice(message),
-    connection: { application_name: 'lead-conversions' },
-  });
+function openServer(
+  connection: Connection,
+  onConnect: (socket: Socket) => void,
+  onNotice: (message: string) => void,
+): Database {
+  const { host, port, user, password, database, applicationName, options, timeout } = connection;
+  let parameters = 0;
+  let wasClosedEarly = false;
+  const socket = async () => {
+    if (wasClosedEarly) {
+      wasClosedEarly = false;
+      // postgres.js would try again for ever.
+      throw unreachable(connection, closedEarly);
+    }
+    const opened = Object.assign(await openSocket(connection), { host, port });
+    onConnect(opened);
+    const before = parameters;
+    return opened.once('close', () => {
+      wasClosedEarly = parameters === before;
+    });
+  };
+  const client = withoutTarget(() =>
+    postgres({
+      ...{ host, port, user, password, database, socket },
+      onparameter: () => {
+        parameters += 1; // of which a server that has let us in sends some
+      },
+      connect_timeout: timeout,
+      max: 2, // the second to cancel what the first is doing
+      // No arrays are read or written here, and an error of that query is caught by nobody.
+      fetch_types: false,
+      onnotice: ({ message = '' }) => onNotice(message),
+      connection: { application_name: applicationName, ...(options && { options }) },
+    }),
+  );
   const begin = client.begin.bind(client);
   client.begin = ((work: (session: postgres.TransactionSql) => Promise<unknown>) =>
     begin((session) => unlessCut(work(session)))) as typeof client.begin;
@@ -136,6 +213,17 @@ function openServer(url: string, onNotice: (message: string) => void): Database 
     },
     close: () => client.end({ timeout: 1 }),
   };
+}
+
+/** postgres.js reads this variable, and asks a server that is something else again for ever. */
+function withoutTarget<Result>(work: () => Result): Result {
+  const { PGTARGETSESSIONATTRS: target } = process.env;
+  delete process.env.PGTARGETSESSIONATTRS;
+  try {
+    return work();
+  } finally {
+    Object.assign(process.env, target !== undefined && { PGTARGETSESSIONATTRS: target });
+  }
 }
 
 /**

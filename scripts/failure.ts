@@ -49,7 +49,8 @@ export function isTransient(error: unknown): boolean {
   return (
     (isUnreachable(reason) && reason.code !== 'ENOTFOUND') ||
     isCut({ code: codeOf(reason) }) ||
-    /^(08...|40001|40P01|53300|55006|55P03|57P0[123])$/.test(codeOf(reason))
+    // 08P01: the server, or a proxy before it, does not understand what it is asked for.
+    /^(08(?!P01)...|40001|40P01|53300|55006|55P03|57P0[123])$/.test(codeOf(reason))
   );
 }
 

@@ -101,14 +101,14 @@ async function copyBinaries(to: string): Promise<void> {
   }
 }
 
-function idsOfNobody(): { uid: number; gid: number } {
+export function idsOfNobody(): { uid: number; gid: number } {
   const [uid, gid] = ['-u', '-g'].map((flag) =>
     Number(execFileSync('id', [flag, 'nobody'], { encoding: 'utf8' })),
   ) as [number, number];
   return { uid, gid };
 }
 
-async function freePort(): Promise<number> {
+export async function freePort(): Promise<number> {
   const server = createServer();
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
   const { port } = server.address() as AddressInfo;

@@ -133,7 +133,7 @@ test.each([
 });
 
 test.each([
-  ['pglite:folder', /^BENCHMARK_DATABASE_URL is not postgres:\/\/[^\n]*\n$/],
+  ['pglite:folder', /^BENCHMARK_DATABASE_URL is not the URL of a Postgres server\.[^\n]*\n$/],
   ['postgres://nobody@127.0.0.1:1/x', /and that BENCHMARK_DATABASE_URL names it\.\n$/],
 ])('names the variable when it is %s', async (url, message) => {
   expect(await run('', 'npm run benchmark', [], { BENCHMARK_DATABASE_URL: url })).toEqual({

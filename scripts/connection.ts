@@ -1,0 +1,386 @@
+import { readFileSync } from 'node:fs';
+import { connect, isIP, type Socket } from 'node:net';
+import { homedir, userInfo } from 'node:os';
+import { join } from 'node:path';
+import { type ConnectionOptions, connect as connectTls } from 'node:tls';
+
+/** How to reach a database on a server. */
+export interface Connection {
+  /** The server's name, its address, or the folder of its Unix socket. */
+  host: string;
+  /** Where to connect to: `host`, or the address that stands for it. */
+  address: string;
+  port: number;
+  database: string;
+  user: string;
+  password: string;
+  applicationName: string;
+  /** Command-line options for the session, such as `-c work_mem=64MB`. */
+  options: string | undefined;
+  /** How long to wait for a connection, in seconds; 0 for as long as it takes. */
+  timeout: number;
+  /** Whether TLS is wanted, and what is checked then. Over a Unix socket it never is. */
+  tls: { mode: Mode; options: ConnectionOptions } | undefined;
+  /** What the server has to be, see `target_session_attrs` in the manual. */
+  target: Target;
+  /** Parameters that were ignored. */
+  ignored: string[];
+}
+
+const modes = ['disable', 'allow', 'prefer', 'require', 'verify-ca', 'verify-full'] as const;
+type Mode = (typeof modes)[number];
+
+const targets = ['any', 'read-write', 'read-only', 'primary', 'standby', 'prefer-standby'] as const;
+type Target = (typeof targets)[number];
+
+/** The parameters that are understood, with the variable that is read where the URL is silent. */
+const variables = {
+  host: 'PGHOST',
+  hostaddr: 'PGHOSTADDR',
+  port: 'PGPORT',
+  dbname: 'PGDATABASE',
+  user: 'PGUSER',
+  password: 'PGPASSWORD',
+  passfile: 'PGPASSFILE',
+  application_name: 'PGAPPNAME',
+  options: 'PGOPTIONS',
+  connect_timeout: 'PGCONNECT_TIMEOUT',
+  target_session_attrs: 'PGTARGETSESSIONATTRS',
+  channel_binding: 'PGCHANNELBINDING',
+  sslmode: 'PGSSLMODE',
+  sslrootcert: 'PGSSLROOTCERT',
+  sslcert: 'PGSSLCERT',
+  sslkey: 'PGSSLKEY',
+  sslpassword: undefined,
+  sslsni: 'PGSSLSNI',
+  ssl_min_protocol_version: 'PGSSLMINPROTOCOLVERSION',
+  ssl_max_protocol_version: 'PGSSLMAXPROTOCOLVERSION',
+} as const;
+type Parameter = keyof typeof variables;
+
+/** Parameters that ask for what is not done here, unless they have one of these values. */
+const unsupported: Record<string, { variable: string | undefined; harmless: string[] }> = {
+  service: { variable: 'PGSERVICE', harmless: [] },
+  replication: { variable: undefined, harmless: ['false', 'off', 'no', '0'] },
+  require_auth: { variable: 'PGREQUIREAUTH', harmless: [] },
+  requirepeer: { variable: 'PGREQUIREPEER', harmless: [] },
+  gssencmode: { variable: 'PGGSSENCMODE', harmless: ['disable', 'prefer'] },
+  sslcertmode: { variable: 'PGSSLCERTMODE', harmless: ['allow'] },
+  sslcrl: { variable: 'PGSSLCRL', harmless: [] },
+  sslcrldir: { variable: 'PGSSLCRLDIR', harmless: [] },
+  sslnegotiation: { variable: 'PGSSLNEGOTIATION', harmless: ['postgres'] },
+};
+
+/** Parameters of libpq that change nothing here: of networks, of text, and of several hosts. */
+const harmless = [
+  ...['client_encoding', 'fallback_application_name', 'load_balance_hosts', 'sslcompression'],
+  ...['keepalives', 'keepalives_idle', 'keepalives_interval', 'keepalives_count'],
+  ...['tcp_user_timeout', 'krbsrvname', 'gsslib', 'gssdelegation'],
+];
+
+const defaultTimeout = 30;
+
+/**
+ * Reads a URL as libpq does, the library of psql, with its environment variables where the
+ * URL is silent. Where both are, the host is `localhost`.
+ * https://www.postgresql.org/docs/16/libpq-connect.html#LIBPQ-PARAMKEYWORDS
+ *
+ * Throws an Error that says what to do where the URL or a parameter cannot be understood, or
+ * asks for what is not possible. The URL, which may hold a password, is in no message.
+ */
+export function readConnection(
+  text: string,
+  variable = 'DATABASE_URL',
+  env: NodeJS.ProcessEnv = process.env,
+): Connection {
+  const given = readUrl(text, variable);
+  /** The value of a parameter, and where that is from. */
+  const find = (name: string, from: string | undefined) => {
+    const value = given.get(name) || (from && env[from]) || undefined;
+    return { value, source: given.get(name) ? `${name} in ${variable}` : String(from) };
+  };
+  const read = (name: Parameter) => find(name, variables[name]).value;
+  const oneOf = <Value extends string>(
+    name: Parameter,
+    values: readonly Value[],
+    preset: Value,
+  ): Value => {
+    const { value = preset, source } = find(name, variables[name]);
+    if (!values.includes(value as Value)) {
+      throw new Error(
+        `${source} is ${JSON.stringify(value)}, which is none of ${values.join(', ')}.`,
+      );
+    }
+    return value as Value;
+  };
+
+  for (const [name, { variable: from, harmless }] of Object.entries(unsupported)) {
+    const { value, source } = find(name, from);
+    if (value !== undefined && !harmless.includes(value)) {
+      throw new Error(`${source} is not supported. Remove it.`);
+    }
+  }
+  for (const name of ['host', 'hostaddr', 'port'] as const) {
+    const { value, source } = find(name, variables[name]);
+    if (value?.includes(',')) {
+      throw new Error(
+        `${source} names several servers, but only one is supported. Name the primary, or a proxy that leads to it.`,
+      );
+    }
+  }
+
+  const host = read('host') ?? read('hostaddr') ?? 'localhost';
+  const address = read('hostaddr') ?? host;
+  const port = readNumber(find('port', variables.port), 5432, 1, 65_535);
+  const user = read('user') ?? userInfo().username;
+  const database = read('dbname') ?? user;
+  const isSocket = address.startsWith('/');
+  const passwordHost = isSocket ? 'localhost' : host;
+  return {
+    ...{ host, address, port, database, user },
+    password: read('password') ?? readPassword([passwordHost, `${port}`, database, user]) ?? '',
+    applicationName: read('application_name') ?? 'lead-conversions',
+    options: read('options'),
+    timeout: readNumber(find('connect_timeout', variables.connect_timeout), defaultTimeout, 0),
+    tls: isSocket ? undefined : readTls(),
+    target: oneOf('target_session_attrs', targets, 'any'),
+    ignored: [...given.keys()].filter(
+      (name) => !(name in variables || name in unsupported || harmless.includes(name)),
+    ),
+  };
+
+  function readTls(): Connection['tls'] {
+    const binding = oneOf('channel_binding', ['disable', 'prefer', 'require'], 'prefer');
+    const asked = oneOf(
+      'sslmode',
+      modes,
+      read('sslrootcert') === 'system' ? 'verify-full' : 'prefer',
+    );
+    if (binding === 'require' && ['disable', 'allow', 'prefer'].includes(asked)) {
+      throw new Error(
+        `${find('channel_binding', variables.channel_binding).source} needs TLS. Set sslmode to verify-full.`,
+      );
+    }
+    // Channel binding proves that the server is the one that TLS goes to. A full check of the
+    // certificate proves that, too, and is what the driver can do.
+    const mode = binding === 'require' ? 'verify-full' : asked;
+    if (mode === 'disable') {
+      return;
+    }
+    const file = (name: 'sslrootcert' | 'sslcert' | 'sslkey', usual: string) => {
+      const { value, source } = find(name, variables[name]);
+      return readFile(value ?? join(homedir(), '.postgresql', usual), value && source);
+    };
+    const isSystem = read('sslrootcert') === 'system';
+    const ca = isSystem ? undefined : file('sslrootcert', 'root.crt');
+    if (mode === 'verify-ca' && ca === undefined) {
+      throw new Error(
+        'sslmode=verify-ca needs the certificate of an authority: set sslrootcert to its file. For a server whose certificate is from a public authority, set sslmode to verify-full.',
+      );
+    }
+    const isVerified = mode.startsWith('verify') || (mode === 'require' && ca !== undefined);
+    const cert = file('sslcert', 'postgresql.crt');
+    const versions = ['TLSv1', 'TLSv1.1', 'TLSv1.2', 'TLSv1.3'] as const;
+    const options: ConnectionOptions = {
+      ...{ host, ca, cert },
+      key: cert && file('sslkey', 'postgresql.key'),
+      passphrase: read('sslpassword'),
+      rejectUnauthorized: isVerified,
+      ...(isVerified && mode !== 'verify-full' && { checkServerIdentity: () => undefined }),
+      ...(read('sslsni') !== '0' && !isIP(host) && { servername: host }),
+      minVersion: oneOf('ssl_min_protocol_version', versions, 'TLSv1.2'),
+      ...(read('ssl_max_protocol_version') && {
+        maxVersion: oneOf('ssl_max_protocol_version', versions, 'TLSv1.3'),
+      }),
+    };
+    return { mode, options };
+  }
+
+  /** The password of the first line of the file of passwords that fits. */
+  function readPassword(wanted: string[]): string | undefined {
+    const { value, source } = find('passfile', variables.passfile);
+    const lines = readFile(value ?? join(homedir(), '.pgpass'), value && source)?.split(/\r?\n/);
+    return lines
+      ?.filter((line) => !line.startsWith('#'))
+      .map((line) =>
+        [...line.matchAll(/((?:\\.|[^\\:])*)(?::|$)/g)].map(([, field = '']) => ({
+          isAny: field === '*',
+          text: field.replace(/\\(.)/g, '$1'),
+        })),
+      )
+      .find((fields) =>
+        wanted.every((text, index) => fields[index]?.isAny || fields[index]?.text === text),
+      )?.[4]?.text;
+  }
+}
+
+/** The parameters that a URL gives, with those of its parts. */
+function readUrl(text: string, variable: string): Map<string, string> {
+  const wrong = (what: string) =>
+    new Error(
+      `${variable} ${what}. Set it to postgres://USER:PASSWORD@HOST:PORT/DATABASE, with special characters percent-encoded.`,
+    );
+  const trimmed = text.trim();
+  const authority = /^postgres(?:ql)?:\/\/([^/?#]*)/.exec(trimmed)?.[1];
+  if (authority === undefined) {
+    throw wrong('is not the URL of a Postgres server');
+  }
+  if (/,/.test(authority.slice(authority.lastIndexOf('@') + 1))) {
+    throw new Error(
+      `${variable} names several servers, but only one is supported. Name the primary, or a proxy that leads to it.`,
+    );
+  }
+  // A URL has no user without a host, but one of libpq has: the host is then a parameter.
+  const url = trimmed.replace(/^(\w+:\/\/[^/?#]*@)(?=[/?]|$)/, `$1${noHost}`);
+  if (!URL.canParse(url)) {
+    throw wrong('cannot be read');
+  }
+  const { username, password, hostname, port, pathname, search, hash } = new URL(url);
+  if (hash !== '') {
+    throw wrong('has a "#" that is not percent-encoded (%23)');
+  }
+  const decode = (part: string) => {
+    try {
+      return decodeURIComponent(part);
+    } catch {
+      throw wrong('has a "%" that is not followed by two hexadecimal digits');
+    }
+  };
+  const given = new Map<string, string>();
+  const parts = {
+    ...{ user: username, password, port, dbname: pathname.slice(1) },
+    host: hostname === noHost ? '' : hostname.replace(/^\[(.*)\]$/, '$1'),
+  };
+  for (const [name, part] of Object.entries(parts)) {
+    if (part !== '') {
+      given.set(name, decode(part));
+    }
+  }
+  for (const parameter of search.slice(1).split('&').filter(Boolean)) {
+    const [name = '', ...value] = parameter.split('=');
+    given.set(decode(name), decode(value.join('=')));
+  }
+  // What other drivers call the mode. libpq, too, takes ssl=true for sslmode=require.
+  const ssl = given.get('ssl');
+  if (ssl !== undefined) {
+    given.delete('ssl');
+    const mode = { true: 'require', '1': 'require', false: 'disable', '0': 'disable' }[ssl] ?? ssl;
+    given.set('sslmode', given.get('sslmode') ?? mode);
+  }
+  return given;
+}
+
+const noHost = 'no-host.invalid';
+
+function readNumber(
+  { value, source }: { value: string | undefined; source: string },
+  preset: number,
+  least: number,
+  most = 1_000_000,
+): number {
+  const number = value === undefined ? preset : /^\s*\d+\s*$/.test(value) ? Number(value) : -1;
+  if (number < least || number > most) {
+    throw new Error(
+      `${source} is ${JSON.stringify(value)}, which is not a number from ${least} to ${most}.`,
+    );
+  }
+  return number;
+}
+
+/** The text of a file. One that no `source` names may be missing. */
+function readFile(path: string, source: string | undefined): string | undefined {
+  try {
+    return readFileSync(path, 'utf8');
+  } catch (error) {
+    if (source === undefined) {
+      return;
+    }
+    throw new Error(
+      `The file ${path}, which is ${source}, cannot be read: ${(error as Error).message}.`,
+      { cause: error },
+    );
+  }
+}
+
+export const closedEarly = 'closed the connection before it answered';
+
+/** https://www.postgresql.org/docs/16/protocol-message-formats.html */
+const sslRequest = Buffer.from([0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f]);
+
+/**
+ * Connects to the server, over TLS where that is wanted: what Postgres is then told goes
+ * through this.
+ *
+ * Throws an Error that says what to do where the server has no TLS although that is
+ * required, or where its certificate is not trusted.
+ */
+export async function openSocket(connection: Connection): Promise<Socket> {
+  const { address, port, timeout, tls } = connection;
+  const socket = address.startsWith('/')
+    ? connect(`${address}/.s.PGSQL.${port}`)
+    : connect({ host: address, port });
+  /** Resolves with what a socket is told next under this name. */
+  const heard = (from: Socket, event: 'connect' | 'data' | 'secureConnect'): Promise<unknown> =>
+    new Promise((resolve, reject) => {
+      from.once(event, resolve).once('error', reject);
+      from.once('close', () => reject(unreachable(connection, closedEarly)));
+    });
+  const late = timeout
+    ? setTimeout(() => {
+        const error = `has not answered within ${timeout} s (connect_timeout)`;
+        socket.destroy(unreachable(connection, error));
+      }, timeout * 1000)
+    : undefined;
+  try {
+    await heard(socket, 'connect');
+    if (!tls) {
+      return socket;
+    }
+    socket.write(sslRequest);
+    const answer = String(await heard(socket, 'data'));
+    if (answer === 'S') {
+      const secured = connectTls({ ...tls.options, socket });
+      await heard(secured, 'secureConnect').catch((error) => {
+        throw isOfCertificate(error) ? untrusted(connection, error) : error;
+      });
+      return secured;
+    }
+    if (answer !== 'N') {
+      throw unreachable(connection, 'does not answer as a Postgres server does');
+    }
+    if (tls.mode === 'allow' || tls.mode === 'prefer') {
+      return socket;
+    }
+    throw new Error(
+      `The server ${nameOf(connection)} does not offer TLS, which sslmode=${tls.mode} requires. Have TLS switched on there. Only in a network that you trust, set sslmode to disable.`,
+    );
+  } catch (error) {
+    socket.destroy();
+    throw error;
+  } finally {
+    clearTimeout(late);
+  }
+}
+
+const nameOf = ({ host, port }: Connection) => (host.startsWith('/') ? host : `${host}:${port}`);
+
+/** The error of a server that may be there in a moment. */
+export const unreachable = (connection: Connection, what: string): Error =>
+  Object.assign(new Error(`the server ${nameOf(connection)} ${what}`), { syscall: 'connect' });
+
+/** https://nodejs.org/docs/latest-v20.x/api/tls.html#x509-certificate-error-codes */
+const isOfCertificate = ({ code = '' }: NodeJS.ErrnoException) =>
+  /CERT|SIGNATURE|^(CRL|INVALID_CA|PATH_LENGTH|INVALID_PURPOSE|HOSTNAME)/.test(code);
+
+function untrusted(connection: Connection, error: NodeJS.ErrnoException): Error {
+  const advice =
+    error.code === 'ERR_TLS_CERT_ALTNAME_INVALID'
+      ? 'Connect to it under a name that its certificate has; hostaddr can give its address.'
+      : error.code === 'CERT_HAS_EXPIRED'
+        ? 'Have it renewed.'
+        : 'Set sslrootcert to the file with the certificate of the authority that signed it.';
+  return new Error(
+    `The certificate of the server ${nameOf(connection)} is not trusted: ${error.message}. ${advice}`,
+    { cause: error },
+  );
+}
