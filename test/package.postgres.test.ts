@@ -80,7 +80,7 @@ import { migrate } from 'drizzle-orm/postgres-js/migrator';
 import { migrations } from 'lead-conversions/migrations';
 import { type Branch, dimBranch, dimUser, fctMembershipPurchases, type MembershipPurchase, type User } from 'lead-conversions/schema';
 import { type ClientConversionEvent, conversionEventFilters, conversionEventTypes, fctClientConversionEvents, leadStatuses, readerRole, type RefreshReport, refreshViews, viewRefreshes } from 'lead-conversions/views';
-import { latestClients } from './example.js';
+import { statusesWithNames, latestClients } from './example.js';
 
 const filters: readonly ['MEMBERSHIP', 'USER_CREDIT', 'ALL', ...string[]] = conversionEventFilters;
 const types: readonly ['MEMBERSHIP', 'USER_CREDIT'] = conversionEventTypes;
@@ -90,7 +90,7 @@ latestClients satisfies (branchId: string, filter: 'TRIAL') => unknown;
 // @ts-expect-error: a row may have no branch
 (event: ClientConversionEvent): string => event.branchId;
 
-const db = drizzle(process.env.DATABASE_URL ?? '');
+const db = drizzle(process.env['DATABASE_URL'] ?? '');
 await migrate(db, migrations);
 
 const branch: Branch = { branchId: 'dublin', name: null, email: null, city: null, country: null, timezoneId: 'Europe/Dublin', createdAt: null };
@@ -102,13 +102,17 @@ const purchase: typeof fctMembershipPurchases.$inferInsert = {
 await db.insert(dimBranch).values(branch);
 await db.insert(dimUser).values(user);
 await db.insert(fctMembershipPurchases).values(purchase);
-const report: RefreshReport = await refreshViews(db);
+const report: RefreshReport = await refreshViews(db, {
+  lockTimeout: process.env['LOCK_TIMEOUT'], signal: undefined, force: undefined, onStep: undefined,
+});
+const joined = await statusesWithNames('ALL');
 const [stored]: MembershipPurchase[] = await db.select().from(fctMembershipPurchases);
 const events: ClientConversionEvent[] = await db.select().from(fctClientConversionEvents);
 const [refresh] = await db.select().from(viewRefreshes);
 console.log(JSON.stringify({
   filters, types, statuses, readerRole, events, derived: [stored?.membershipName, stored?.membershipSource],
   outcome: report.outcome,
+  joined,
   version: refresh?.packageVersion === JSON.parse(readFileSync('node_modules/lead-conversions/package.json', 'utf8')).version,
   clients: await latestClients('dublin', 'ALL'),
   others: await latestClients('dublin', 'USER_CREDIT'),
@@ -119,6 +123,8 @@ process.exit();
 const compile = (...options: string[]) =>
   execute(project, tool('tsc'), [
     ...['--strict', '--target', 'es2022', '--types', 'node', ...options],
+    ...['--exactOptionalPropertyTypes', '--noPropertyAccessFromIndexSignature'],
+    ...['--noUncheckedIndexedAccess', '--verbatimModuleSyntax', '--isolatedModules'],
     ...['consumer.ts', 'example.ts'],
   ]);
 
@@ -197,6 +203,24 @@ test('is built when it is installed from git', { timeout: 180_000 }, async () =>
     await install(folder, `git+file://${tree.folder}`, 'drizzle-orm@0.45');
     expect(await execute(folder, 'npx', ['lead-conversions', '--version'])).toBe(
       `${packageJson.version}\n`,
+    );
+  } finally {
+    await rm(folder, { recursive: true });
+  }
+});
+
+test('is loaded by require, too', async () => {
+  const code = `console.log(require('lead-conversions/views').conversionEventFilters.length)`;
+  expect(await execute(project, process.execPath, ['--input-type=commonjs', '--eval', code])).toBe(
+    `${conversionEventFilters.length}\n`,
+  );
+});
+
+test('is not installed beside Drizzle 1.0, which is named', async () => {
+  const folder = await emptyProject();
+  try {
+    await expect(install(folder, tarball, 'drizzle-orm@1.0.0-rc.5-169397b')).rejects.toThrow(
+      /peer drizzle-orm@"\^0\.45\.4" from lead-conversions@/,
     );
   } finally {
     await rm(folder, { recursive: true });
@@ -366,6 +390,7 @@ test('migrates, refreshes and queries a database, as the README shows', async ()
       }),
     ],
     outcome: 'refreshed',
+    joined: [{ leadStatus: 'CLIENT', user: 'Ada', branch: null, city: null }],
     version: true,
     clients: [expect.objectContaining({ ...conversion, clientConversionEventFilter: 'ALL' })],
     others: [],

@@ -56,30 +56,33 @@ import { vacuum } from './vacuum.ts';
 import type { RefreshMode } from './values.ts';
 import { viewRefreshes } from './view_refreshes.ts';
 
-/** The bounds of a refresh. Durations and sizes are in Postgres' own notation. */
+/**
+ * The bounds of a refresh. Durations and sizes are in Postgres' own notation. An option that is
+ * undefined counts as not given.
+ */
 export interface RefreshOptions {
   /** How long to wait for a lock that another session holds. `0` waits for ever. */
-  lockTimeout?: string;
+  lockTimeout?: string | undefined;
   /** How long the refresh of one view may take. `0` sets no limit. */
-  statementTimeout?: string;
+  statementTimeout?: string | undefined;
   /** Memory for each sort and hash table of a refresh; what needs more goes to disk. */
-  workMem?: string;
+  workMem?: string | undefined;
   /**
    * The share of the users, and of the clients, of the first view that a refresh
    * may take away, such as `20%`. `100%` sets no limit.
    */
-  maxLoss?: string;
+  maxLoss?: string | undefined;
   /** Recomputes views that are known to be up to date, too. */
-  force?: boolean;
+  force?: boolean | undefined;
   /**
    * Cancels the refresh, which then changes nothing. The statement that runs is
    * cancelled on a second connection of `db`; without one, it first comes to its end.
    */
-  signal?: AbortSignal;
+  signal?: AbortSignal | undefined;
   /** Told when a step on a view begins. */
-  onStep?: (step: RefreshStep) => void;
+  onStep?: ((step: RefreshStep) => void) | undefined;
   /** Told what was done to the views as soon as it is committed, before they are vacuumed. */
-  onCommit?: (views: ViewRefresh[]) => void;
+  onCommit?: ((views: ViewRefresh[]) => void) | undefined;
 }
 
 export const refreshDefaults = {
