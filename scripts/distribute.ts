@@ -33,8 +33,10 @@ export const distribute = databaseCommand({
     const ending = { outcome: 'distributed', reason: null };
     onCommit(ending);
     facts.tables = tables;
-    for (const { table, rows, shards } of tables) {
-      say(`${table}: ${rows} rows, ${shards === 1 ? 'whole on every server' : `${shards} shards`}`);
+    for (const { table, rows, distributedBy, shards } of tables) {
+      say(
+        `${table}: ${rows} rows, ${distributedBy === null ? 'whole on every server' : `${shards} shards`}`,
+      );
     }
     if (!isNew) {
       say('Nothing to do: the tables were distributed already.');

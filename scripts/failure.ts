@@ -49,6 +49,8 @@ export function isTransient(error: unknown): boolean {
   return (
     (isUnreachable(reason) && reason.code !== 'ENOTFOUND') ||
     isCut({ code: codeOf(reason) }) ||
+    // Two have changed the same in the catalog of Postgres, which has no better code for it.
+    /^tuple concurrently (updated|deleted)$/.test(reason.message) ||
     // 08P01: the server, or a proxy before it, does not understand what it is asked for.
     /^(08(?!P01)...|40001|40P01|53300|55006|55P03|57P0[123])$/.test(codeOf(reason))
   );

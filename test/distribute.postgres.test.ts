@@ -78,6 +78,23 @@ const createStubs = () =>
       where logicalrelid = relation
         and (method = 'n' or shouldhaveshards)
     $$;
+    create function pg_catalog.run_command_on_workers(
+      text, out nodename text, out nodeport int, out success boolean, out result text
+    ) returns setof record language sql as $$ select 'worker', 5432, true, '[]' $$;
+    create function pg_catalog.run_command_on_placements(
+      relation regclass, command text,
+      out nodename text, out nodeport int, out shardid bigint, out success boolean, out result text
+    ) returns setof record language plpgsql as $$ begin
+      execute format(command, relation) into result;
+      return query
+        select node.nodename, node.nodeport, placement.shardid, true, result
+        from pg_dist_shard as shard
+        inner join pg_dist_placement as placement on placement.shardid = shard.shardid
+        inner join pg_dist_node as node on node.groupid = placement.groupid
+        where logicalrelid = relation;
+    end $$;
+    create function pg_catalog.get_shard_id_for_distribution_column(regclass, "any") returns bigint
+      language internal as 'pg_backend_pid';
     create function pg_catalog.create_reference_table(regclass) returns void language sql as $$
       select note(format('create_reference_table(%s)', $1));
       select distribute($1, 'n', null, 1)
@@ -148,8 +165,8 @@ test('distributes the tables in the order that Citus needs, and leaves all else 
   expect({ code, ...JSON.parse(stdout) }).toMatchObject({
     ...{ code: 0, outcome: 'distributed', reason: null },
     tables: [
-      { table: 'dim_branch', rows: 3, shards: 1 },
-      { table: 'dim_user', rows: 13, shards: 2 },
+      { table: 'dim_branch', rows: 3, distributedBy: null, shards: 1 },
+      { table: 'dim_user', rows: 13, distributedBy: 'user_id', shards: 2 },
       ...[{ table: 'fct_credit_pack_purchases' }, { table: 'fct_membership_purchases' }],
     ],
   });
@@ -197,10 +214,20 @@ const refusals: Record<string, { make: string | undefined; reason: string | RegE
       },
     ]),
   ),
-  'with foreign keys of others': {
-    make: 'create table visits (user_id varchar collate "C" constraint visits_key references dim_user)',
+  'with what Citus does not support': {
+    make: `
+      create table visits (user_id varchar collate "C" constraint visits_key references dim_user);
+      create table lapsed () inherits (dim_user);
+      create unique index by_email on dim_user (email);
+      create unique index by_name on dim_user (name, user_id);
+      create rule spread as on insert to dim_user do also select 1;
+      create trigger noted before insert on dim_branch
+        for each row execute function suppress_redundant_updates_trigger();
+      alter table dim_user
+        add referred_by varchar collate "C" constraint referred references dim_user,
+        add constraint alone exclude (name with =)`,
     reason:
-      'There is a foreign key from or to a table outside this package: visits_key (public.visits). Drop it first: Citus supports foreign keys only between distributed tables.',
+      'Nothing was distributed. Citus does not support these on distributed tables: the exclusion constraint alone on public.dim_user; the foreign key referred of public.dim_user; the foreign key visits_key of public.visits; the inheritance of public.lapsed from public.dim_user; the rule spread on public.dim_user; the trigger noted on public.dim_branch; the unique index public.by_email on public.dim_user, which lacks the column user_id. Drop them first.',
   },
   'with one table distributed': {
     make: `select distribute('dim_user', 'h', 'user_id', 2)`,
@@ -212,7 +239,7 @@ const refusals: Record<string, { make: string | undefined; reason: string | RegE
       select distribute('dim_branch', 'n', null, 1), distribute('dim_user', 'h', 'branch_id', 2),
         distribute('fct_credit_pack_purchases', 'h', 'user_id', 2),
         distribute('fct_membership_purchases', 'h', 'user_id', 2)`,
-    reason: /in another way: dim_user is not distributed by user_id beside dim_user\./,
+    reason: /in another way: dim_user is not distributed by user_id\./,
   },
   'distributed apart': {
     make: `
@@ -371,13 +398,60 @@ test('doctor knows a distributed database, and what is wrong with it', async () 
   expect(found).toContain('dim_branch is not on all servers.\n  new:5432\n');
 });
 
+test('servers that differ, or have not committed, are found and keep views from being computed', async () => {
+  await fill();
+  await createStubs();
+  await distribute();
+  const stub = async (name: string, columns: string, query: string) =>
+    session.unsafe(`
+      create or replace function pg_catalog.${name}, ${columns} out success boolean, out result text)
+      returns setof record language sql as $$ ${query} $$`);
+  const outcomes = async () => {
+    const commands = ['npm run refresh', 'npm run diff', 'npm run doctor'] as const;
+    const results: Record<string, string> = {};
+    for (const command of commands) {
+      const args = ['--retries', '0'];
+      const { code, stdout, stderr } = await run(database.url, command, args);
+      expect(code).toBe(1);
+      results[command] = stderr || stdout;
+    }
+    return Object.values(results);
+  };
+
+  await stub(
+    'run_command_on_workers(text, out nodename text',
+    'out nodeport int,',
+    `select 'worker', 5432, true, '["citus_1_2"]'`,
+  );
+  const pending = expect.stringContaining('citus_1_2 on worker:5432');
+  expect(await outcomes()).toEqual([pending, pending, pending]);
+
+  await stub(
+    'run_command_on_workers(text, out nodename text',
+    'out nodeport int,',
+    `select 'worker', 5432, true, '[]'`,
+  );
+  await stub(
+    'run_command_on_placements(relation regclass, command text, out nodename text',
+    'out nodeport int, out shardid bigint,',
+    `select 'worker', port, 7::bigint, true, port || ' rows' from generate_series(1, 2) as port`,
+  );
+  const different = expect.stringContaining(
+    'The servers have different copies of dim_branch: worker:1 has 1 rows, worker:2 has 2 rows.',
+  );
+  const found = await outcomes();
+  expect(found).toEqual([different, different, different]);
+  for (const finding of [
+    'Shards of dim_user do not have what the table has.\n  7 on worker:1: 1 rows, and not ',
+    'Shards of dim_user have rows that belong to other shards.\n  7 on worker:1: 1 rows',
+  ]) {
+    expect(found[2]).toContain(finding);
+  }
+});
+
 test('a refresh computes distributed tables anew every time, and keeps loads out', async () => {
   await fill();
   await createStubs();
-  await session.unsafe(`
-    set allow_system_table_mods to on;
-    create function pg_catalog.run_command_on_workers(text, out nodename text, out nodeport int, out success boolean, out result text)
-    returns setof record language sql as $$ select 'worker', 5432, true, '[]' $$`);
   await distribute();
   const recomputed =
     /^fct_client_conversion_events: 13 rows, 0 inserted, 0 deleted, recomputed as always from distributed tables, \d+ ms\n/;
@@ -399,7 +473,7 @@ test('a refresh computes distributed tables anew every time, and keeps loads out
 test.each([
   [
     `select 'worker', 5432, true, '["citus_0_1"]'`,
-    'Some workers have not committed a transaction yet: citus_0_1 on worker:5432.',
+    'Some servers have not committed a transaction yet: citus_0_1 on worker:5432.',
   ],
   [`select 'worker', 5432, false, 'refused'`, 'The worker worker:5432 did not answer: refused\n'],
 ])('a refresh does not read workers that are behind (%s)', async (answer, reason) => {
@@ -407,7 +481,7 @@ test.each([
   await createStubs();
   await session.unsafe(`
     set allow_system_table_mods to on;
-    create function pg_catalog.run_command_on_workers(text, out nodename text, out nodeport int, out success boolean, out result text)
+    create or replace function pg_catalog.run_command_on_workers(text, out nodename text, out nodeport int, out success boolean, out result text)
     returns setof record language sql as $$ ${answer} $$`);
   await distribute();
   const { code, stderr } = await run(database.url, 'npm run refresh', ['--retries', '1']);

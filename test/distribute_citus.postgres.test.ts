@@ -312,6 +312,50 @@ and query ~* '^(select|insert|with|declare)' and query !~ 'pg_prepared_xacts'`;
     });
   });
 
+  test('doctor finds what is wrong on one server', async () => {
+    const [branches] = await gym<{ shard: string }[]>`
+      select shardid::text as shard from pg_dist_shard where logicalrelid = 'dim_branch'::regclass`;
+    const [users] = await gym<{ shard: string; port: number }[]>`
+      select shardid::text as shard, nodeport as port
+      from pg_dist_shard
+      inner join pg_dist_placement using (shardid)
+      inner join pg_dist_node using (groupid)
+      where logicalrelid = 'dim_user'::regclass
+      order by shardid
+      limit 1`;
+    const worker = connect(
+      workers
+        .map((url) => urlOf(distributed, url))
+        .find((url) => new URL(url).port === `${users?.port}`) ?? '',
+    );
+    await worker.unsafe(`
+      set citus.enable_manual_changes_to_shards = on;
+      update dim_branch_${branches?.shard} set timezone_id = 'Asia/Tokyo'
+      where branch_id = (select min(branch_id) from dim_branch_${branches?.shard});
+      insert into dim_user_${users?.shard} (user_id) select 'stray-' || i from generate_series(1, 20) as i;
+      drop index if exists dim_user_branch_id_${users?.shard};
+      do $$ declare name text; begin
+        for name in select conname from pg_constraint
+                    where conrelid = 'dim_user_${users?.shard}'::regclass and contype = 'f' loop
+          execute format('alter table dim_user_${users?.shard} drop constraint %I', name);
+        end loop;
+      end $$`);
+    await worker.end();
+    expect(await run(urlOf(distributed), 'npm run refresh', ['--retries', '0'])).toMatchObject({
+      code: 1,
+      stderr: expect.stringMatching(/^The servers have different copies of dim_branch: /),
+    });
+    const { code, stdout } = await run(urlOf(distributed), 'npm run doctor');
+    expect(code).toBe(1);
+    for (const finding of [
+      'The servers have different copies of dim_branch: ',
+      'Shards of dim_user do not have what the table has.',
+      'Shards of dim_user have rows that belong to other shards.',
+    ]) {
+      expect(stdout).toContain(finding);
+    }
+  });
+
   test('doctor finds a view that is defined in another way', async () => {
     const text = declaredText(fctClientConversionEvents);
     const changed = text.replace(

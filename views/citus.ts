@@ -1,10 +1,9 @@
-import { type SQL, sql } from 'drizzle-orm';
-import { once, type Session } from './session.ts';
+import { getTableColumns, getTableName, type SQL, sql } from 'drizzle-orm';
+import type { PgTable } from 'drizzle-orm/pg-core';
+import { dimBranch } from '../schema/index.ts';
+import { hasCitus, once, type Session } from './session.ts';
 
 // What the extension Citus knows of distributed tables: https://docs.citusdata.com/en/stable/develop/api_metadata.html
-
-/** Whether the database has Citus. Without it, the tables that the queries below read are not there. */
-export const hasCitus = sql<boolean>`to_regclass('pg_catalog.pg_dist_partition') is not null`;
 
 /**
  * One row per table that Citus manages: `name`, its `column` of distribution, its group of
@@ -34,41 +33,69 @@ export async function readDistributed(tx: Session): Promise<number[]> {
   return tables.map(({ oid }) => oid);
 }
 
+/**
+ * The transactions of Citus that are prepared on a server, and not committed there yet. It
+ * commits a transaction that writes to several on one after the other. If one was lost in
+ * between, that comes later, by itself.
+ *
+ * Throws an Error with the code of what may succeed in a moment if a worker does not answer.
+ */
+export async function readPrepared(tx: Session): Promise<string[]> {
+  const prepared = `
+    select coalesce(json_agg(gid order by gid), '[]')
+    from pg_prepared_xacts
+    where database = current_database() and gid like 'citus\\_%'`;
+  const answers = await tx
+    .select({
+      server: sql<string>`server`,
+      isAnswered: sql<boolean>`is_answered`,
+      result: sql<string>`result`,
+    })
+    .from(
+      sql`(
+        select 'the coordinator' as server, true as is_answered, (${sql.raw(prepared)})::text as result
+        union all
+        select format('%s:%s', nodename, nodeport), success, result
+        from run_command_on_workers(${prepared})
+      ) as answers`,
+    );
+  const lost = answers.find(({ isAnswered }) => !isAnswered);
+  if (lost) {
+    throw Object.assign(new Error(`The worker ${lost.server} did not answer: ${lost.result}`), {
+      code: CONNECTION_FAILURE,
+    });
+  }
+  return answers.flatMap(({ server, result }) =>
+    (JSON.parse(result) as string[]).map((gid) => `${gid} on ${server}`),
+  );
+}
+
+/** What to do where a prepared transaction stays. */
+export const adviceOnPrepared =
+  'Citus commits it within a minute after a lost server is back. If it stays, run "select recover_prepared_transactions()" on the coordinator, and see in its log whether max_worker_processes leaves room for the maintenance of Citus, which needs one process per database.';
+
 /** How often, and after how many seconds each time, to look whether a commit has arrived. */
 const looks = 10;
 const pauseSeconds = 0.5;
 
 /**
- * Waits for what has been committed to be visible on all workers: a transaction that writes
- * to several is prepared on each, and then committed on one after the other. If a worker was
- * lost in between, that comes later, by itself.
- *
- * Throws an Error that says so, with the code of what may succeed in a moment, if it takes long.
+ * Waits for what has been committed to be visible on all servers. Throws an Error that says
+ * so, with the code of what may succeed in a moment, if it takes long; and one that says what
+ * to do if servers have different copies of a table that all of them have.
  */
-export async function untilCommitted(tx: Session, signal: AbortSignal | undefined): Promise<void> {
-  const prepared = `
-    select coalesce(json_agg(gid), '[]')
-    from pg_prepared_xacts
-    where database = current_database() and gid like 'citus\\_%'`;
+export async function untilSettled(tx: Session, signal: AbortSignal | undefined): Promise<void> {
+  await untilCommitted(tx, signal);
+  const different = await differentCopies(tx);
+  if (different) {
+    throw new Error(`${different} ${adviceOnCopies}`);
+  }
+}
+
+async function untilCommitted(tx: Session, signal: AbortSignal | undefined): Promise<void> {
   let waitedFor: string[] | undefined;
   for (let look = 1; ; look += 1) {
     signal?.throwIfAborted();
-    const workers = await tx
-      .select({
-        worker: sql<string>`format('%s:%s', nodename, nodeport)`,
-        isAsked: sql<boolean>`success`,
-        result: sql<string>`result`,
-      })
-      .from(sql`run_command_on_workers(${prepared})`);
-    const lost = workers.find(({ isAsked }) => !isAsked);
-    if (lost) {
-      throw Object.assign(new Error(`The worker ${lost.worker} did not answer: ${lost.result}`), {
-        code: CONNECTION_FAILURE,
-      });
-    }
-    const open = workers.flatMap(({ worker, result }) =>
-      (JSON.parse(result) as string[]).map((gid) => `${gid} on ${worker}`),
-    );
+    const open = await readPrepared(tx);
     // Whatever was prepared later is a transaction of others, which writes to no loaded rows.
     const before = waitedFor ?? open;
     waitedFor = open.filter((gid) => before.includes(gid));
@@ -78,7 +105,7 @@ export async function untilCommitted(tx: Session, signal: AbortSignal | undefine
     if (look === looks) {
       throw Object.assign(
         new Error(
-          `Some workers have not committed a transaction yet: ${waitedFor.join(', ')}. Citus commits it within a minute after a lost worker is back.`,
+          `Some servers have not committed a transaction yet: ${waitedFor.join(', ')}. ${adviceOnPrepared}`,
         ),
         { code: OBJECT_IN_USE },
       );
@@ -86,6 +113,32 @@ export async function untilCommitted(tx: Session, signal: AbortSignal | undefine
     await tx.select({ paused: sql`pg_sleep(${pauseSeconds})::text` }).from(once);
   }
 }
+
+/** What each server says of its shards of a table. In the command, %s is the name of a shard. */
+export const onShards = (table: PgTable, command: string): SQL => sql`
+  select format('%s:%s', nodename, nodeport) as server, shardid as shard, success, result
+  from run_command_on_placements(${`public.${getTableName(table)}`}::regclass, ${command})`;
+
+/**
+ * How the copies of dim_branch differ that the servers have, in words; undefined if they
+ * are the same. Users are joined with the copy of the server that has them.
+ */
+export async function differentCopies(tx: Session): Promise<string | undefined> {
+  const columns = Object.values(getTableColumns(dimBranch)).map(({ name }) => `"${name}"`);
+  const command = `
+    select count(*) || ' rows, hash ' || coalesce(sum(hash_record_extended(row(${columns}), 0)::numeric), 0)
+    from %s`;
+  const copies = await tx
+    .select({ server: sql<string>`server`, result: sql<string>`result` })
+    .from(sql`(${onShards(dimBranch, command)}) as copies`)
+    .orderBy(sql`server`);
+  return new Set(copies.map(({ result }) => result)).size > 1
+    ? `The servers have different copies of dim_branch: ${copies.map(({ server, result }) => `${server} has ${result}`).join(', ')}.`
+    : undefined;
+}
+
+export const adviceOnCopies =
+  'Correct the rows of dim_branch on the server that is wrong, or load the rows into a new database.';
 
 /** Both may pass: https://www.postgresql.org/docs/16/errcodes-appendix.html */
 const CONNECTION_FAILURE = '08006';

@@ -35,7 +35,7 @@ import {
   missing,
   relationOf,
 } from './catalog.ts';
-import { untilCommitted } from './citus.ts';
+import { untilSettled } from './citus.ts';
 import { fctClientConversionEvents } from './fct_client_conversion_events.ts';
 import { fctLeadConversions } from './fct_lead_conversions.ts';
 import { takeLock } from './refresh_lock.ts';
@@ -397,10 +397,11 @@ const isOfSeveralServers = ({ inputs }: CatalogedView): boolean =>
 /**
  * Keeps loads from being committed while distributed tables are read, and waits until all of
  * the last one is visible: each server commits on its own, and each is read at another moment.
+ * Throws an Error if they have different copies of a table that all of them have.
  */
 async function keepOutLoads(tx: Session, signal: AbortSignal | undefined): Promise<void> {
   await tx.execute(sql`lock table ${inputLoads} in share update exclusive mode`);
-  await untilCommitted(tx, signal);
+  await untilSettled(tx, signal);
 }
 
 /**

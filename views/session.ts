@@ -32,6 +32,15 @@ export const endWhenGone = {
   client_connection_check_interval: '2s',
 };
 
+/** Settings of Citus with which it counts and sorts all rows, and not a part of them. */
+const exact = {
+  'citus.count_distinct_error_rate': '0',
+  'citus.limit_clause_row_fetch_count': '-1',
+};
+
+/** Whether the database has Citus. Without it, the tables are not there that Citus keeps. */
+export const hasCitus = sql<boolean>`to_regclass('pg_catalog.pg_dist_partition') is not null`;
+
 /** The condition that the server takes the setting of this `name`. One on Windows does not take each. */
 export const isKnownSetting = sql`name <> 'client_connection_check_interval' or version() !~* 'visual c|mingw'`;
 
@@ -41,12 +50,12 @@ export const setLocally = (settings: Record<string, string>) => {
   return sql`
     select set_config(name, value, true)
     from (values ${sql.join(values, sql`, `)}) as settings (name, value)
-    where ${isKnownSetting}`;
+    where (${isKnownSetting}) and (name not like 'citus.%' or ${hasCitus})`;
 };
 
 /**
  * Works in a transaction in which no name means what others have created under
- * it, and no statement takes longer than the timeout. Both are set for the
+ * it, no statement takes longer than the timeout, and Citus estimates nothing. That is set for the
  * transaction alone, since its connection may belong to a pool.
  *
  * Throws the reason of the signal once that is aborted, and has changed nothing then.
@@ -64,9 +73,7 @@ export const pinned = <Result>(
       knowingOutcome((onDone) =>
         session.transaction(async (tx) => {
           await tx.execute(pinSearchPath);
-          await tx
-            .select({ timeout: sql`set_config('statement_timeout', ${statementTimeout}, true)` })
-            .from(once);
+          await tx.execute(setLocally({ statement_timeout: statementTimeout, ...exact }));
           if (signal) {
             const [own] = await tx.select({ transaction: nameOfOwn }).from(once);
             transaction = own?.transaction ?? '';

@@ -6,6 +6,7 @@ import {
 } from 'drizzle-orm/pg-core';
 import { propertiesOf } from '../../schema/properties.ts';
 import { missing } from '../../views/catalog.ts';
+import { readDistributed, untilSettled } from '../../views/citus.ts';
 import { viewsInOrder } from '../../views/refresh.ts';
 import { once, pinned, type Session, setLocally } from '../../views/session.ts';
 import { declaredText, rowsOf, standalone } from '../definitions.ts';
@@ -78,6 +79,9 @@ export async function diffViews(session: Session, options: DiffOptions): Promise
   }
   const work = async (tx: Session) => {
     await tx.execute(setLocally({ work_mem: workMem, row_security: 'off' }));
+    if ((await readDistributed(tx)).length > 0) {
+      await untilSettled(tx, signal);
+    }
     const deployed: string[] = [];
     const declared: string[] = [];
     const diffs: ViewDiff[] = [];

@@ -3,12 +3,13 @@ import { getTableName, getViewName, type SQL, sql } from 'drizzle-orm';
 import { getMaterializedViewConfig, getTableConfig, type PgTable } from 'drizzle-orm/pg-core';
 import { inputLoads } from '../../schema/index.ts';
 import { lockHolders, missing, relationOf } from '../../views/catalog.ts';
-import { citusTables, hasCitus } from '../../views/citus.ts';
+import { citusTables } from '../../views/citus.ts';
 import { viewsInOrder } from '../../views/refresh.ts';
 import { takeLock } from '../../views/refresh_lock.ts';
 import {
   causeOf,
   endWhenGone,
+  hasCitus,
   LOCK_NOT_AVAILABLE,
   once,
   pinned,
@@ -26,7 +27,9 @@ export interface Distributed {
   /** The table's name. */
   table: string;
   rows: number;
-  /** How many parts its rows are in; 1 for a table that every server has whole. */
+  /** The column by whose values its rows are split; null for a table that every server has whole. */
+  distributedBy: string | null;
+  /** How many parts its rows are in. */
   shards: number;
 }
 
@@ -71,8 +74,11 @@ export async function distributeTables(
     await tx.execute(
       setLocally({
         ...{ lock_timeout: lockTimeout, ...endWhenGone, row_security: 'off' },
-        // Of Citus: tables that refer to each other are not distributed over parallel connections.
+        // Tables that refer to each other are not distributed over parallel connections.
         'citus.multi_shard_modify_mode': 'sequential',
+        // What is added to a table is added to its shards, of which there is one copy.
+        'citus.enable_ddl_propagation': 'on',
+        'citus.shard_replication_factor': '1',
       }),
     );
     await refuseOtherDatabases(tx);
@@ -138,10 +144,34 @@ async function refuseOtherDatabases(tx: Session): Promise<void> {
         select min(pg_get_userbyid(relowner)) from pg_class
         where oid in ${inputs} and not pg_has_role(relowner, 'usage')
       )`,
-      foreign: sql<string | null>`(
-        select min(format('%s (%s)', conname, conrelid::regclass))
-        from pg_constraint
-        where contype = 'f' and (conrelid in ${inputs}) <> (confrelid in ${inputs})
+      unsupported: sql<string[]>`(
+        select coalesce(json_agg(what order by what), '[]') from (
+          select format('the foreign key %s of %s', conname, conrelid::regclass) as what
+          from pg_constraint
+          where contype = 'f'
+            and ((conrelid in ${inputs}) <> (confrelid in ${inputs}) or (conrelid in ${inputs} and conrelid = confrelid))
+          union all
+          select format('the trigger %s on %s', tgname, tgrelid::regclass)
+          from pg_trigger
+          where not tgisinternal and tgrelid in ${inputs}
+          union all
+          select format('the rule %s on %s', rulename, ev_class::regclass)
+          from pg_rewrite
+          where ev_class in ${inputs}
+          union all
+          select format('the inheritance of %s from %s', inhrelid::regclass, inhparent::regclass)
+          from pg_inherits
+          where inhrelid in ${inputs} or inhparent in ${inputs}
+          union all
+          select format('the unique index %s on %s, which lacks the column user_id', indexrelid::regclass, indrelid::regclass)
+          from pg_index
+          inner join pg_attribute on attrelid = indrelid and attname = 'user_id'
+          where indisunique and indrelid in ${inputs} and attnum <> all (indkey::smallint[])
+          union all
+          select format('the exclusion constraint %s on %s', conname, conrelid::regclass)
+          from pg_constraint
+          where contype = 'x' and conrelid in ${inputs}
+        ) as objects
       )`,
     })
     .from(once);
@@ -178,9 +208,9 @@ async function refuseOtherDatabases(tx: Session): Promise<void> {
       `The role ${found.role} may not distribute the tables: their owner is ${found.owner}. Connect as ${found.owner} or a member of that role.`,
     );
   }
-  if (found.foreign !== null) {
+  if (found.unsupported.length > 0) {
     throw new Error(
-      `There is a foreign key from or to a table outside this package: ${found.foreign}. Drop it first: Citus supports foreign keys only between distributed tables.`,
+      `Nothing was distributed. Citus does not support these on distributed tables: ${found.unsupported.join('; ')}. Drop them first.`,
     );
   }
 }
@@ -224,7 +254,7 @@ export async function strangelyDistributed(tx: Session): Promise<string[] | unde
         .map(({ name, column }) =>
           column === undefined
             ? `${name} is not a reference table`
-            : `${name} is not distributed by ${column} beside ${first?.name}`,
+            : `${name} is not distributed by ${column}${name === first?.name ? '' : ` beside ${first?.name}`}`,
         );
 }
 
@@ -367,13 +397,18 @@ function refuseChanges(before: State[], after: State[]): void {
 /** Where the rows of the input tables are, once these are distributed. */
 async function readShards(tx: Session): Promise<Distributed[]> {
   const tables: Distributed[] = [];
-  for (const { table, name } of wanted) {
+  for (const { table, name, column } of wanted) {
     const [shards] = await tx
       .select({ count: sql`count(*)`.mapWith(Number) })
       .from(sql`pg_dist_shard`)
       .where(sql`logicalrelid = ${relationOf(name)}`);
     const [rows] = await tx.select({ count: sql`count(*)`.mapWith(Number) }).from(table);
-    tables.push({ table: name, rows: rows?.count ?? 0, shards: shards?.count ?? 0 });
+    tables.push({
+      table: name,
+      rows: rows?.count ?? 0,
+      distributedBy: column ?? null,
+      shards: shards?.count ?? 0,
+    });
   }
   return tables;
 }

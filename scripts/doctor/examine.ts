@@ -4,7 +4,14 @@ import { getTableConfig, IndexedColumn, PgTable } from 'drizzle-orm/pg-core';
 import { readerRole } from '../../schema/properties.ts';
 import { branchesOfUnknownZones, identify } from '../../views/basis.ts';
 import { catalogView, declaredInputs } from '../../views/catalog.ts';
-import { readDistributed } from '../../views/citus.ts';
+import {
+  adviceOnCopies,
+  adviceOnPrepared,
+  differentCopies,
+  onShards,
+  readDistributed,
+  readPrepared,
+} from '../../views/citus.ts';
 import { fctClientConversionEvents } from '../../views/fct_client_conversion_events.ts';
 import { fctLeadConversions } from '../../views/fct_lead_conversions.ts';
 import { viewsInOrder } from '../../views/refresh.ts';
@@ -31,6 +38,7 @@ import {
   readRelations,
 } from '../generate/catalog.ts';
 import { literal } from '../generate/statements.ts';
+import { inputTables } from '../load/files.ts';
 import { compareMigrations, statementThatCreates } from '../migrations.ts';
 
 /** Something that is not as it should be. */
@@ -706,6 +714,64 @@ const columnsIn = (fragment: SQL): { name: string }[] =>
     is(chunk, SQL) ? columnsIn(chunk) : is(chunk, Column) ? [chunk] : [],
   );
 
+/** Whether the shards of a table have what it has, and the rows that belong to them. */
+async function examineShards(tx: Session, table: PgTable, find: Report['find']): Promise<void> {
+  const name = getTableName(table);
+  const described = (relation: string) => `
+    select
+      (select count(*) from pg_constraint
+       where conrelid = relation and contype = 'f' and convalidated) || ' foreign keys, '
+      || (select count(*) from pg_constraint
+          where conrelid = relation and contype in ('c', 'p', 'u') and convalidated)
+      || ' other constraints, '
+      || (select count(*) from pg_attribute
+          where attrelid = relation and attnum > 0 and attnotnull and not attisdropped)
+      || ' columns that are not null, '
+      || (select count(*) from pg_index where indrelid = relation and indisvalid and indisready)
+      || ' indexes'
+    from (select ${relation}::regclass as relation) as described`;
+  const different = await rowsOf<{ key: string }>(
+    tx,
+    sql`
+      select format('%s on %s: %s, and not %s', shard, server, result, expected) as key
+      from (${onShards(table, described("'%s'"))}) as shards
+      cross join (${sql.raw(described(`'public.${name}'`))}) as declared (expected)
+      where not success or result <> expected
+      order by shard, server`,
+  );
+  if (different.length > 0) {
+    find(
+      `Shards of ${name} do not have what the table has.`,
+      different.map(({ key }) => key),
+      'Load the rows into a new database, and distribute that one: npx lead-conversions distribute',
+    );
+  }
+  if (!('userId' in table)) {
+    return;
+  }
+  // The name of a shard ends in its number.
+  const stray = await rowsOf<{ key: string }>(
+    tx,
+    sql`
+      select format('%s on %s: %s', shard, server, result) as key
+      from (${onShards(
+        table,
+        `select count(*) || ' rows' from %s as shard
+         where get_shard_id_for_distribution_column('public.${name}', user_id)
+           <> substring(shard.tableoid::regclass::text from '[0-9]+$')::bigint`,
+      )}) as shards
+      where not success or result <> '0 rows'
+      order by shard, server`,
+  );
+  if (stray.length > 0) {
+    find(
+      `Shards of ${name} have rows that belong to other shards.`,
+      stray.map(({ key }) => key),
+      'Load the rows into a new database, and distribute that one: npx lead-conversions distribute',
+    );
+  }
+}
+
 const checks: Record<string, Check> = {
   'the distribution': async (tx, { find }) => {
     if ((await readDistributed(tx)).length === 0) {
@@ -766,6 +832,17 @@ const checks: Record<string, Check> = {
     for (const { name, what, of } of lacking) {
       const [said = '', remedy = ''] = about[what];
       find(`${name} ${said}.`, of, remedy);
+    }
+    const prepared = await readPrepared(tx);
+    if (prepared.length > 0) {
+      find('Servers have not committed these transactions yet.', prepared, adviceOnPrepared);
+    }
+    const different = await differentCopies(tx);
+    if (different) {
+      find(different, ['dim_branch'], adviceOnCopies);
+    }
+    for (const table of inputTables) {
+      await examineShards(tx, table, find);
     }
   },
 

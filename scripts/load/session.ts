@@ -2,10 +2,11 @@ import { getTableName, type SQL, sql } from 'drizzle-orm';
 import type { PgTable } from 'drizzle-orm/pg-core';
 import { inputLoads } from '../../schema/index.ts';
 import { lockHolders, missing, relationOf } from '../../views/catalog.ts';
-import { citusTables, hasCitus } from '../../views/citus.ts';
+import { citusTables } from '../../views/citus.ts';
 import {
   causeOf,
   endWhenGone,
+  hasCitus,
   INSUFFICIENT_PRIVILEGE,
   LOCK_NOT_AVAILABLE,
   pinned,
