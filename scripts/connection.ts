@@ -142,7 +142,7 @@ export function readConnection(
     applicationName: read('application_name') ?? 'lead-conversions',
     options: read('options'),
     timeout: readNumber(find('connect_timeout', variables.connect_timeout), defaultTimeout, 0),
-    tls: isSocket ? undefined : readTls(),
+    tls: readTls(),
     target: oneOf('target_session_attrs', targets, 'any'),
     ignored: [...given.keys()].filter(
       (name) => !(name in variables || name in unsupported || harmless.includes(name)),
@@ -156,14 +156,23 @@ export function readConnection(
       modes,
       read('sslrootcert') === 'system' ? 'verify-full' : 'prefer',
     );
-    if (binding === 'require' && ['disable', 'allow', 'prefer'].includes(asked)) {
+    if (binding === 'require' && (isSocket || ['disable', 'allow', 'prefer'].includes(asked))) {
       throw new Error(
-        `${find('channel_binding', variables.channel_binding).source} needs TLS. Set sslmode to verify-full.`,
+        `${find('channel_binding', variables.channel_binding).source} needs TLS. ${isSocket ? 'A Unix socket has none: remove it' : 'Set sslmode to verify-full'}.`,
       );
+    }
+    if (isSocket) {
+      return;
     }
     // Channel binding proves that the server is the one that TLS goes to. A full check of the
     // certificate proves that, too, and is what the driver can do.
     const mode = binding === 'require' ? 'verify-full' : asked;
+    const isSystem = read('sslrootcert') === 'system';
+    if (isSystem && mode !== 'verify-full') {
+      throw new Error(
+        `sslrootcert=system is for sslmode=verify-full, not ${mode}: anybody can have a certificate of a public authority.`,
+      );
+    }
     if (mode === 'disable') {
       return;
     }
@@ -171,7 +180,6 @@ export function readConnection(
       const { value, source } = find(name, variables[name]);
       return readFile(value ?? join(homedir(), '.postgresql', usual), value && source);
     };
-    const isSystem = read('sslrootcert') === 'system';
     const ca = isSystem ? undefined : file('sslrootcert', 'root.crt');
     if (mode === 'verify-ca' && ca === undefined) {
       throw new Error(
@@ -339,7 +347,7 @@ export async function openSocket(connection: Connection): Promise<Socket> {
     socket.write(sslRequest);
     const answer = String(await heard(socket, 'data'));
     if (answer === 'S') {
-      const secured = connectTls({ ...tls.options, socket });
+      const secured = begin(() => connectTls({ ...tls.options, socket }));
       await heard(secured, 'secureConnect').catch((error) => {
         throw isOfCertificate(error) ? untrusted(connection, error) : error;
       });
@@ -367,6 +375,18 @@ const nameOf = ({ host, port }: Connection) => (host.startsWith('/') ? host : `$
 /** The error of a server that may be there in a moment. */
 export const unreachable = (connection: Connection, what: string): Error =>
   Object.assign(new Error(`the server ${nameOf(connection)} ${what}`), { syscall: 'connect' });
+
+/** What TLS cannot begin with is known before anything is sent. */
+function begin<Result>(start: () => Result): Result {
+  try {
+    return start();
+  } catch (error) {
+    throw new Error(
+      `TLS cannot begin: ${(error as Error).message}. Check the files that sslrootcert, sslcert and sslkey name, and sslpassword.`,
+      { cause: error },
+    );
+  }
+}
 
 /** https://nodejs.org/docs/latest-v20.x/api/tls.html#x509-certificate-error-codes */
 const isOfCertificate = ({ code = '' }: NodeJS.ErrnoException) =>

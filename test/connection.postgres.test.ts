@@ -179,6 +179,23 @@ describe('a server with TLS', () => {
     expect(said).toEqual(all(expect.stringContaining(advice)));
   });
 
+  test('is not asked with a key that cannot be read', async () => {
+    await openssl(
+      ...['rsa', '-aes256', '-passout', 'pass:right', '-in', 'member.key', '-out', 'locked.key'],
+    );
+    await chmod(file('locked.key'), 0o644);
+    const settings = `sslmode=require&sslcert=${file('member.crt')}&sslkey=${file('locked.key')}`;
+    const url = `postgres://member@localhost:${port}/gym?${settings}`;
+    expect(await tryAll(`${url}&sslpassword=right`)).toEqual(success);
+    expect(await tryAll(`${url}&sslpassword=wrong`)).toEqual(
+      all(
+        expect.stringMatching(
+          /^TLS cannot begin: .*\. Check the files that sslrootcert, sslcert and sslkey name, and sslpassword\.$/,
+        ),
+      ),
+    );
+  });
+
   test('is checked under its name where its address is given apart', async () => {
     const settings = `sslmode=verify-full&sslrootcert=${file('authority.crt')}&hostaddr=127.0.0.1`;
     expect(await tryAll(`postgres://secure@localhost:${port}/gym?${settings}`)).toEqual(success);
@@ -427,6 +444,8 @@ describe('a URL', () => {
     [{ PGPASSFILE: '/no/where' }, 'The file /no/where, which is PGPASSFILE, cannot be read'],
     [{ PGSSLMODE: 'verify-ca' }, 'sslmode=verify-ca needs the certificate of an authority'],
     [{ PGCHANNELBINDING: 'require' }, 'PGCHANNELBINDING needs TLS. Set sslmode to verify-full.'],
+    [{ PGCHANNELBINDING: 'require', PGHOST: '/run' }, 'A Unix socket has none: remove it.'],
+    [{ PGSSLROOTCERT: 'system', PGSSLMODE: 'require' }, 'sslrootcert=system is for sslmode='],
     [{ PGTARGETSESSIONATTRS: 'master' }, 'PGTARGETSESSIONATTRS is "master", which is none of any,'],
     [{ PGPORT: '5432x' }, 'PGPORT is "5432x", which is not a number from 1 to 65535.'],
   ])('is refused with the variables %o', (env, message) => {
