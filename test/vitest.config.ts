@@ -1,9 +1,11 @@
+import { availableParallelism } from 'node:os';
 import { defineConfig } from 'vitest/config';
 
 /** The suite runs twice: in-process on PGlite, and on a real PostgreSQL 16. */
 export default defineConfig({
   test: {
-    maxWorkers: '100%',
+    // More than there are processors: most of the tests wait for a server, or for a command.
+    maxWorkers: Math.ceil(1.5 * availableParallelism()),
     projects: [
       {
         test: {
