@@ -349,7 +349,7 @@ export async function openSocket(connection: Connection): Promise<Socket> {
     if (answer === 'S') {
       const secured = begin(() => connectTls({ ...tls.options, socket }));
       await heard(secured, 'secureConnect').catch((error) => {
-        throw isOfCertificate(error) ? untrusted(connection, error) : error;
+        throw explained(connection, error);
       });
       return secured;
     }
@@ -388,9 +388,21 @@ function begin<Result>(start: () => Result): Result {
   }
 }
 
-/** https://nodejs.org/docs/latest-v20.x/api/tls.html#x509-certificate-error-codes */
-const isOfCertificate = ({ code = '' }: NodeJS.ErrnoException) =>
-  /CERT|SIGNATURE|^(CRL|INVALID_CA|PATH_LENGTH|INVALID_PURPOSE|HOSTNAME)/.test(code);
+/** What TLS has failed with, in a sentence; as it is where the connection was lost. */
+function explained(connection: Connection, error: NodeJS.ErrnoException): Error {
+  const { code = '', message } = error;
+  if (code.startsWith('ERR_SSL')) {
+    const said = message.replace(/^.*routines:/, '').split(':')[1] ?? message;
+    return new Error(
+      `TLS with the server ${nameOf(connection)} has failed: ${said}. Check the TLS settings of the server, sslcert, and ssl_min_protocol_version.`,
+      { cause: error },
+    );
+  }
+  // https://nodejs.org/docs/latest-v20.x/api/tls.html#x509-certificate-error-codes
+  const isOfCertificate =
+    /CERT|SIGNATURE|^(CRL|INVALID_CA|PATH_LENGTH|INVALID_PURPOSE|HOSTNAME)/.test(code);
+  return isOfCertificate ? untrusted(connection, error) : error;
+}
 
 function untrusted(connection: Connection, error: NodeJS.ErrnoException): Error {
   const advice =

@@ -328,6 +328,17 @@ describe('a connection ends in time with', () => {
     }
   });
 
+  test('what answers in another way than TLS, in a sentence', async () => {
+    const port = await listen((count) => (count === 1 ? 'S' : 'HTTP/1.1 400 Bad Request'));
+    expect(await tryAll(`postgres://postgres@127.0.0.1:${port}/gym`)).toEqual(
+      all(
+        expect.stringMatching(
+          /^TLS with the server \S+ has failed: wrong version number\. Check [^\n]*$/,
+        ),
+      ),
+    );
+  });
+
   test.each<[what: string, answer: (count: number) => string | null | undefined, said: string]>([
     ['what never answers', () => undefined, 'has not answered within 2 s (connect_timeout)'],
     ['what stops to answer', (count) => (count === 1 ? 'N' : undefined), 'CONNECT_TIMEOUT'],
