@@ -5,7 +5,9 @@ import { readConnection } from './scripts/connection.ts';
 /** `postgres://…` for a server, `pglite:PATH` for the embedded database in that folder. */
 const url = process.env.DATABASE_URL ?? '';
 
-const isConnecting = ['migrate', 'push', 'pull', 'studio'].includes(process.argv[2] ?? '');
+const isConnecting = ['migrate', 'push', 'pull', 'introspect', 'studio'].includes(
+  process.argv[2] ?? '',
+);
 
 export default defineConfig({
   dialect: 'postgresql',

@@ -51,6 +51,7 @@ const variables = {
   sslrootcert: 'PGSSLROOTCERT',
   sslcert: 'PGSSLCERT',
   sslkey: 'PGSSLKEY',
+  sslcrl: 'PGSSLCRL',
   sslpassword: undefined,
   sslsni: 'PGSSLSNI',
   ssl_min_protocol_version: 'PGSSLMINPROTOCOLVERSION',
@@ -62,11 +63,11 @@ type Parameter = keyof typeof variables;
 const unsupported: Record<string, { variable: string | undefined; harmless: string[] }> = {
   service: { variable: 'PGSERVICE', harmless: [] },
   replication: { variable: undefined, harmless: ['false', 'off', 'no', '0'] },
+  requiressl: { variable: 'PGREQUIRESSL', harmless: ['0'] },
   require_auth: { variable: 'PGREQUIREAUTH', harmless: [] },
   requirepeer: { variable: 'PGREQUIREPEER', harmless: [] },
   gssencmode: { variable: 'PGGSSENCMODE', harmless: ['disable', 'prefer'] },
   sslcertmode: { variable: 'PGSSLCERTMODE', harmless: ['allow'] },
-  sslcrl: { variable: 'PGSSLCRL', harmless: [] },
   sslcrldir: { variable: 'PGSSLCRLDIR', harmless: [] },
   sslnegotiation: { variable: 'PGSSLNEGOTIATION', harmless: ['postgres'] },
 };
@@ -105,7 +106,8 @@ export function readConnection(
     values: readonly Value[],
     preset: Value,
   ): Value => {
-    const { value = preset, source } = find(name, variables[name]);
+    const from = variables[name];
+    const { value = (from && env[from]) ?? preset, source } = find(name, from);
     if (!values.includes(value as Value)) {
       throw new Error(
         `${source} is ${JSON.stringify(value)}, which is none of ${values.join(', ')}.`,
@@ -135,10 +137,9 @@ export function readConnection(
   const user = read('user') ?? userInfo().username;
   const database = read('dbname') ?? user;
   const isSocket = address.startsWith('/');
-  const passwordHost = isSocket ? 'localhost' : host;
   return {
     ...{ host, address, port, database, user },
-    password: read('password') ?? readPassword([passwordHost, `${port}`, database, user]) ?? '',
+    password: read('password') ?? readPassword([`${port}`, database, user]) ?? '',
     applicationName: read('application_name') ?? 'lead-conversions',
     options: read('options'),
     timeout: readNumber(find('connect_timeout', variables.connect_timeout), defaultTimeout, 0),
@@ -176,11 +177,14 @@ export function readConnection(
     if (mode === 'disable') {
       return;
     }
-    const file = (name: 'sslrootcert' | 'sslcert' | 'sslkey', usual: string) => {
+    const file = (name: 'sslrootcert' | 'sslcert' | 'sslkey' | 'sslcrl', usual: string) => {
       const { value, source } = find(name, variables[name]);
-      return readFile(value ?? join(homedir(), '.postgresql', usual), value && source);
+      return readFile(value ?? inHome('.postgresql', usual), value && source);
     };
     const ca = isSystem ? undefined : file('sslrootcert', 'root.crt');
+    if (ca !== undefined && !ca.includes('-----BEGIN')) {
+      throw new Error('The file of sslrootcert has no certificate in it. It is wanted in PEM.');
+    }
     if (mode === 'verify-ca' && ca === undefined) {
       throw new Error(
         'sslmode=verify-ca needs the certificate of an authority: set sslrootcert to its file. For a server whose certificate is from a public authority, set sslmode to verify-full.',
@@ -193,6 +197,7 @@ export function readConnection(
       ...{ host, ca, cert },
       key: cert && file('sslkey', 'postgresql.key'),
       passphrase: read('sslpassword'),
+      crl: isVerified ? file('sslcrl', 'root.crl') : undefined,
       rejectUnauthorized: isVerified,
       ...(isVerified && mode !== 'verify-full' && { checkServerIdentity: () => undefined }),
       ...(read('sslsni') !== '0' && !isIP(host) && { servername: host }),
@@ -207,7 +212,7 @@ export function readConnection(
   /** The password of the first line of the file of passwords that fits. */
   function readPassword(wanted: string[]): string | undefined {
     const { value, source } = find('passfile', variables.passfile);
-    const lines = readFile(value ?? join(homedir(), '.pgpass'), value && source)?.split(/\r?\n/);
+    const lines = readFile(value ?? inHome('.pgpass'), value && source)?.split(/\r?\n/);
     return lines
       ?.filter((line) => !line.startsWith('#'))
       .map((line) =>
@@ -216,8 +221,11 @@ export function readConnection(
           text: field.replace(/\\(.)/g, '$1'),
         })),
       )
-      .find((fields) =>
-        wanted.every((text, index) => fields[index]?.isAny || fields[index]?.text === text),
+      .find(
+        (fields) =>
+          fields[4] !== undefined &&
+          (fields[0]?.isAny || [host, isSocket && 'localhost'].includes(fields[0]?.text ?? '')) &&
+          wanted.every((text, at) => fields[at + 1]?.isAny || fields[at + 1]?.text === text),
       )?.[4]?.text;
   }
 }
@@ -229,6 +237,9 @@ function readUrl(text: string, variable: string): Map<string, string> {
       `${variable} ${what}. Set it to postgres://USER:PASSWORD@HOST:PORT/DATABASE, with special characters percent-encoded.`,
     );
   const trimmed = text.trim();
+  if (/\p{Cc}/u.test(trimmed)) {
+    throw wrong('has a tab, a line break or another control character');
+  }
   const authority = /^postgres(?:ql)?:\/\/([^/?#]*)/.exec(trimmed)?.[1];
   if (authority === undefined) {
     throw wrong('is not the URL of a Postgres server');
@@ -265,15 +276,20 @@ function readUrl(text: string, variable: string): Map<string, string> {
     }
   }
   for (const parameter of search.slice(1).split('&').filter(Boolean)) {
-    const [name = '', ...value] = parameter.split('=');
-    given.set(decode(name), decode(value.join('=')));
-  }
-  // What other drivers call the mode. libpq, too, takes ssl=true for sslmode=require.
-  const ssl = given.get('ssl');
-  if (ssl !== undefined) {
-    given.delete('ssl');
-    const mode = { true: 'require', '1': 'require', false: 'disable', '0': 'disable' }[ssl] ?? ssl;
-    given.set('sslmode', given.get('sslmode') ?? mode);
+    const [key = '', ...rest] = parameter.split('=');
+    const [name, value] = [decode(key), decode(rest.join('='))];
+    if (!/^\w+$/.test(name)) {
+      throw wrong('has a "?" or a parameter that cannot be read');
+    }
+    const isCapital = name !== name.toLowerCase() && name.toLowerCase() in variables;
+    if (isCapital || (value === '' && /^(ssl|channel_binding)/.test(name))) {
+      throw new Error(
+        `${name} in ${variable} ${isCapital ? 'has capital letters. Write it without' : 'is empty. Give it a value, or leave it out'}.`,
+      );
+    }
+    // What other drivers call the mode. libpq, too, takes ssl=true for sslmode=require.
+    const mode = { true: 'require', '1': 'require', false: 'disable', '0': 'disable' }[value];
+    given.set(name === 'ssl' ? 'sslmode' : name, name === 'ssl' ? (mode ?? value) : value);
   }
   return given;
 }
@@ -293,6 +309,15 @@ function readNumber(
     );
   }
   return number;
+}
+
+/** A file in the home directory of the user, who may have none, as in a container. */
+function inHome(...path: string[]): string {
+  try {
+    return join(homedir(), ...path);
+  } catch {
+    return join('/', ...path);
+  }
 }
 
 /** The text of a file. One that no `source` names may be missing. */

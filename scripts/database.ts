@@ -170,6 +170,7 @@ function openServer(
         parameters += 1; // of which a server that has let us in sends some
       },
       connect_timeout: timeout,
+      ssl: false, // the socket has it, and PGSSL would have it twice
       max: 2, // the second to cancel what the first is doing
       // No arrays are read or written here, and an error of that query is caught by nobody.
       fetch_types: false,

@@ -425,6 +425,11 @@ describe('a URL', () => {
     });
   });
 
+  test('says the mode of TLS last', () => {
+    expect(read('postgres://host/gym?sslmode=disable&ssl=true').tls?.mode).toBe('require');
+    expect(read('postgres://host/gym?ssl=true&sslmode=prefer').tls?.mode).toBe('prefer');
+  });
+
   test('goes before the variables', () => {
     const env = { PGHOST: 'other', PGPORT: '1', PGUSER: 'u', PGDATABASE: 'd', PGAPPNAME: 'cron' };
     expect(read('postgres://me@host:5/gym?application_name=night', env)).toMatchObject({
@@ -457,6 +462,9 @@ describe('a URL', () => {
     [{ PGCHANNELBINDING: 'require' }, 'PGCHANNELBINDING needs TLS. Set sslmode to verify-full.'],
     [{ PGCHANNELBINDING: 'require', PGHOST: '/run' }, 'A Unix socket has none: remove it.'],
     [{ PGSSLROOTCERT: 'system', PGSSLMODE: 'require' }, 'sslrootcert=system is for sslmode='],
+    [{ PGSSLMODE: '' }, 'PGSSLMODE is "", which is none of disable,'],
+    [{ PGREQUIRESSL: '1' }, 'PGREQUIRESSL is not supported.'],
+    [{ PGSSLROOTCERT: '/dev/null' }, 'The file of sslrootcert has no certificate in it.'],
     [{ PGTARGETSESSIONATTRS: 'master' }, 'PGTARGETSESSIONATTRS is "master", which is none of any,'],
     [{ PGPORT: '5432x' }, 'PGPORT is "5432x", which is not a number from 1 to 65535.'],
   ])('is refused with the variables %o', (env, message) => {
@@ -470,6 +478,11 @@ describe('a URL', () => {
     ['postgres://me:a/b@host/gym', 'DATABASE_URL cannot be read.'],
     ['postgres://host/gym#1', 'DATABASE_URL has a "#" that is not percent-encoded (%23).'],
     ['postgres://host:port/gym', 'DATABASE_URL cannot be read.'],
+    ['postgres://me:1?word@host/gym', 'DATABASE_URL has a "?" or a parameter that cannot be'],
+    ['postgres://me:a\tb@host/gym', 'DATABASE_URL has a tab, a line break'],
+    ['postgres://host/gym?sslmode=', 'sslmode in DATABASE_URL is empty.'],
+    ['postgres://host/gym?ssl', 'ssl in DATABASE_URL is empty.'],
+    ['postgres://host/gym?SSLMODE=require', 'SSLMODE in DATABASE_URL has capital letters.'],
   ])('that is wrong is refused, and never quoted: %s', (url, message) => {
     expect(() => read(url)).toThrow(message);
     expect(() => read(url)).toThrow(/^((?!me:).)*$/s);
