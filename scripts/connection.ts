@@ -137,6 +137,11 @@ export function readConnection(
   const user = read('user') ?? userInfo().username;
   const database = read('dbname') ?? user;
   const isSocket = address.startsWith('/');
+  if (isSocket && address !== host) {
+    throw new Error(
+      'hostaddr is the address of a server. Set host to the folder of a Unix socket.',
+    );
+  }
   return {
     ...{ host, address, port, database, user },
     password: read('password') ?? readPassword([`${port}`, database, user]) ?? '',
@@ -325,11 +330,12 @@ function readFile(path: string, source: string | undefined): string | undefined 
   try {
     return readFileSync(path, 'utf8');
   } catch (error) {
-    if (source === undefined) {
+    const { code } = error as NodeJS.ErrnoException;
+    if (source === undefined && (code === 'ENOENT' || code === 'ENOTDIR')) {
       return;
     }
     throw new Error(
-      `The file ${path}, which is ${source}, cannot be read: ${(error as Error).message}.`,
+      `The file ${path}${source ? `, which is ${source},` : ''} cannot be read: ${(error as Error).message}.`,
       { cause: error },
     );
   }

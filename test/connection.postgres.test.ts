@@ -1,6 +1,6 @@
 import { execFile, execFileSync, spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
-import { chmod, mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { chmod, mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { createServer, type Server } from 'node:net';
 import { tmpdir, userInfo } from 'node:os';
 import { join } from 'node:path';
@@ -425,6 +425,15 @@ describe('a URL', () => {
     });
   });
 
+  test('does not go on without a file in the home directory that cannot be read', async () => {
+    await mkdir(join(folder, 'home/.postgresql/root.crt'), { recursive: true });
+    vi.stubEnv('HOME', join(folder, 'home'));
+    expect(() => read('postgres://host/gym?sslmode=require')).toThrow(
+      /^The file \S+root\.crt cannot be read: EISDIR/,
+    );
+    vi.unstubAllEnvs();
+  });
+
   test('says the mode of TLS last', () => {
     expect(read('postgres://host/gym?sslmode=disable&ssl=true').tls?.mode).toBe('require');
     expect(read('postgres://host/gym?ssl=true&sslmode=prefer').tls?.mode).toBe('prefer');
@@ -462,6 +471,7 @@ describe('a URL', () => {
     [{ PGCHANNELBINDING: 'require' }, 'PGCHANNELBINDING needs TLS. Set sslmode to verify-full.'],
     [{ PGCHANNELBINDING: 'require', PGHOST: '/run' }, 'A Unix socket has none: remove it.'],
     [{ PGSSLROOTCERT: 'system', PGSSLMODE: 'require' }, 'sslrootcert=system is for sslmode='],
+    [{ PGHOST: 'localhost', PGHOSTADDR: '/run' }, 'hostaddr is the address of a server.'],
     [{ PGSSLMODE: '' }, 'PGSSLMODE is "", which is none of disable,'],
     [{ PGREQUIRESSL: '1' }, 'PGREQUIRESSL is not supported.'],
     [{ PGSSLROOTCERT: '/dev/null' }, 'The file of sslrootcert has no certificate in it.'],

@@ -1,11 +1,9 @@
-import { availableParallelism } from 'node:os';
 import { defineConfig } from 'vitest/config';
 
 /** The suite runs twice: in-process on PGlite, and on a real PostgreSQL 16. */
 export default defineConfig({
   test: {
-    // More than there are processors: most of the tests wait for a server, or for a command.
-    maxWorkers: Math.ceil(1.5 * availableParallelism()),
+    maxWorkers: '100%',
     projects: [
       {
         test: {
@@ -13,8 +11,8 @@ export default defineConfig({
           include: ['test/*.test.ts'],
           exclude: ['test/*.postgres.test.ts'],
           isolate: false, // the files of a worker share an embedded database
-          testTimeout: 60_000,
-          hookTimeout: 60_000,
+          testTimeout: 120_000,
+          hookTimeout: 120_000,
         },
       },
       {
@@ -24,8 +22,8 @@ export default defineConfig({
           // The first works on an embedded database of its own, the second with a browser on pages.
           exclude: ['test/generate.test.ts', 'test/report_page.test.ts'],
           globalSetup: 'test/support/postgres_setup.ts',
-          testTimeout: 60_000,
-          hookTimeout: 60_000,
+          testTimeout: 120_000,
+          hookTimeout: 120_000,
         },
       },
     ],
