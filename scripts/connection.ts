@@ -1,4 +1,4 @@
-import { readFileSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
 import { connect, isIP, type Socket } from 'node:net';
 import { homedir, userInfo } from 'node:os';
 import { join } from 'node:path';
@@ -82,8 +82,8 @@ const harmless = [
 const defaultTimeout = 30;
 
 /**
- * Reads a URL as libpq does, the library of psql, with its environment variables where the
- * URL is silent. Where both are, the host is `localhost`.
+ * Reads a URL as libpq does, the library of psql, with its environment variables for what
+ * the URL does not give. If neither gives a host, it is `localhost`.
  * https://www.postgresql.org/docs/16/libpq-connect.html#LIBPQ-PARAMKEYWORDS
  *
  * Throws an Error that says what to do where the URL or a parameter cannot be understood, or
@@ -176,7 +176,7 @@ export function readConnection(
     const isSystem = read('sslrootcert') === 'system';
     if (isSystem && mode !== 'verify-full') {
       throw new Error(
-        `sslrootcert=system is for sslmode=verify-full, not ${mode}: anybody can have a certificate of a public authority.`,
+        `sslrootcert=system is for sslmode=verify-full, not ${mode}: anybody can get a certificate from a public authority.`,
       );
     }
     if (mode === 'disable') {
@@ -188,7 +188,7 @@ export function readConnection(
     };
     const ca = isSystem ? undefined : file('sslrootcert', 'root.crt');
     if (ca !== undefined && !ca.includes('-----BEGIN')) {
-      throw new Error('The file of sslrootcert has no certificate in it. It is wanted in PEM.');
+      throw new Error('The file that sslrootcert names holds no certificate in PEM format.');
     }
     if (mode === 'verify-ca' && ca === undefined) {
       throw new Error(
@@ -286,7 +286,9 @@ function readUrl(text: string, variable: string): Map<string, string> {
     if (!/^\w+$/.test(name)) {
       throw wrong('has a "?" or a parameter that cannot be read');
     }
-    const isCapital = name !== name.toLowerCase() && name.toLowerCase() in variables;
+    const lower = name.toLowerCase();
+    const isCapital =
+      name !== lower && (lower === 'ssl' || lower in variables || lower in unsupported);
     if (isCapital || (value === '' && /^(ssl|channel_binding)/.test(name))) {
       throw new Error(
         `${name} in ${variable} ${isCapital ? 'has capital letters. Write it without' : 'is empty. Give it a value, or leave it out'}.`,
@@ -330,8 +332,7 @@ function readFile(path: string, source: string | undefined): string | undefined 
   try {
     return readFileSync(path, 'utf8');
   } catch (error) {
-    const { code } = error as NodeJS.ErrnoException;
-    if (source === undefined && (code === 'ENOENT' || code === 'ENOTDIR')) {
+    if (source === undefined && !existsSync(path)) {
       return;
     }
     throw new Error(
@@ -438,7 +439,7 @@ function explained(connection: Connection, error: NodeJS.ErrnoException): Error 
 function untrusted(connection: Connection, error: NodeJS.ErrnoException): Error {
   const advice =
     error.code === 'ERR_TLS_CERT_ALTNAME_INVALID'
-      ? 'Connect to it under a name that its certificate has; hostaddr can give its address.'
+      ? 'Set host to a name in the certificate, and hostaddr to the address of the server.'
       : error.code === 'CERT_HAS_EXPIRED'
         ? 'Have it renewed.'
         : 'Set sslrootcert to the file with the certificate of the authority that signed it.';

@@ -99,7 +99,7 @@ export async function openDatabase(
   const connection = readConnection(url);
   if (connection.ignored.length > 0) {
     onWarning(
-      `DATABASE_URL has parameters that mean nothing to Postgres, and are ignored: ${connection.ignored.join(', ')}.`,
+      `DATABASE_URL has parameters that Postgres does not know. They are ignored: ${connection.ignored.join(', ')}.`,
     );
   }
   const database = openServer(connection, onConnect, onNotice);
@@ -115,12 +115,14 @@ async function refuseOtherServers(db: Database['db'], { target }: Connection): P
   if (target === 'any' || target === 'prefer-standby') {
     return;
   }
-  const [server] = await db
-    .select({
-      isStandby: sql<boolean>`pg_is_in_recovery()`,
-      isReadOnly: sql<boolean>`current_setting('transaction_read_only')::boolean`,
-    })
-    .from(once);
+  const [server] = await pinned(db, '10s', (tx) =>
+    tx
+      .select({
+        isStandby: sql<boolean>`pg_is_in_recovery()`,
+        isReadOnly: sql<boolean>`current_setting('transaction_read_only')::boolean`,
+      })
+      .from(once),
+  );
   const is = server?.isStandby ? 'a standby' : server?.isReadOnly ? 'read-only' : 'a primary';
   const isTarget = {
     primary: !server?.isStandby,

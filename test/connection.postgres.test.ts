@@ -169,7 +169,7 @@ describe('a server with TLS', () => {
     [
       'under another name',
       () => `sslmode=verify-full&sslrootcert=${file('authority.crt')}&host=127.0.0.1`,
-      'Connect to it under a name that its certificate has; hostaddr can give its address.',
+      'Set host to a name in the certificate, and hostaddr to the address of the server.',
     ],
   ])('is not trusted %s', async (_, query, advice) => {
     const said = await tryAll(`postgres://secure@localhost:${port}/gym?${query()}`);
@@ -299,7 +299,7 @@ test('parameters of other tools are named in one warning and ignored', async () 
   const url = `postgres://postgres@localhost:${port}/gym?pgbouncer=true&schema=app&connection_limit=5`;
   expect(await tryAll(url)).toEqual(
     all(
-      'success Warning: DATABASE_URL has parameters that mean nothing to Postgres, and are ignored: pgbouncer, schema, connection_limit.',
+      'success Warning: DATABASE_URL has parameters that Postgres does not know. They are ignored: pgbouncer, schema, connection_limit.',
     ),
   );
 });
@@ -474,7 +474,10 @@ describe('a URL', () => {
     [{ PGHOST: 'localhost', PGHOSTADDR: '/run' }, 'hostaddr is the address of a server.'],
     [{ PGSSLMODE: '' }, 'PGSSLMODE is "", which is none of disable,'],
     [{ PGREQUIRESSL: '1' }, 'PGREQUIRESSL is not supported.'],
-    [{ PGSSLROOTCERT: '/dev/null' }, 'The file of sslrootcert has no certificate in it.'],
+    [
+      { PGSSLROOTCERT: '/dev/null' },
+      'The file that sslrootcert names holds no certificate in PEM format.',
+    ],
     [{ PGTARGETSESSIONATTRS: 'master' }, 'PGTARGETSESSIONATTRS is "master", which is none of any,'],
     [{ PGPORT: '5432x' }, 'PGPORT is "5432x", which is not a number from 1 to 65535.'],
   ])('is refused with the variables %o', (env, message) => {
@@ -493,6 +496,7 @@ describe('a URL', () => {
     ['postgres://host/gym?sslmode=', 'sslmode in DATABASE_URL is empty.'],
     ['postgres://host/gym?ssl', 'ssl in DATABASE_URL is empty.'],
     ['postgres://host/gym?SSLMODE=require', 'SSLMODE in DATABASE_URL has capital letters.'],
+    ['postgres://host/gym?SSL=true', 'SSL in DATABASE_URL has capital letters.'],
   ])('that is wrong is refused, and never quoted: %s', (url, message) => {
     expect(() => read(url)).toThrow(message);
     expect(() => read(url)).toThrow(/^((?!me:).)*$/s);

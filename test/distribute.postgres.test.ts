@@ -431,9 +431,21 @@ test('servers that differ, or have not committed, are found and keep views from 
     'out nodeport int,',
     `select 'worker', 5432, true, '[]'`,
   );
-  await stub(
+  const placements = [
     'run_command_on_placements(relation regclass, command text, out nodename text',
     'out nodeport int, out shardid bigint,',
+  ] as const;
+  await stub(
+    ...placements,
+    `select 'worker', port, 7::bigint, false, 'refused' from generate_series(1, 2) as port`,
+  );
+  const unread = expect.stringContaining(
+    'The copy of dim_branch on worker:1 cannot be read: refused.',
+  );
+  expect(await outcomes()).toEqual([unread, unread, unread]);
+
+  await stub(
+    ...placements,
     `select 'worker', port, 7::bigint, true, port || ' rows' from generate_series(1, 2) as port`,
   );
   const different = expect.stringContaining(

@@ -72,7 +72,7 @@ export async function readPrepared(tx: Session): Promise<string[]> {
 
 /** What to do where a prepared transaction stays. */
 export const adviceOnPrepared =
-  'Citus commits it within a minute after a lost server is back. If it stays, run "select recover_prepared_transactions()" on the coordinator, and see in its log whether max_worker_processes leaves room for the maintenance of Citus, which needs one process per database.';
+  'Citus commits it within a minute after a lost server is back. If it stays, run "select recover_prepared_transactions()" on the coordinator, and check that max_worker_processes is high enough: Citus needs one background process per database.';
 
 /** How often, and after how many seconds each time, to look whether a commit has arrived. */
 const looks = 10;
@@ -80,14 +80,15 @@ const pauseSeconds = 0.5;
 
 /**
  * Waits for what has been committed to be visible on all servers. Throws an Error that says
- * so, with the code of what may succeed in a moment, if it takes long; and one that says what
- * to do if servers have different copies of a table that all of them have.
+ * so, with the code of what may succeed in a moment, if it takes long, or if servers have
+ * different copies of a table that all of them have.
  */
 export async function untilSettled(tx: Session, signal: AbortSignal | undefined): Promise<void> {
   await untilCommitted(tx, signal);
   const different = await differentCopies(tx);
   if (different) {
-    throw new Error(`${different} ${adviceOnCopies}`);
+    // Somebody may be changing them at this moment, on one server after the other.
+    throw Object.assign(new Error(`${different} ${adviceOnCopies}`), { code: OBJECT_IN_USE });
   }
 }
 
@@ -120,8 +121,7 @@ export const onShards = (table: PgTable, command: string): SQL => sql`
   from run_command_on_placements(${`public.${getTableName(table)}`}::regclass, ${command})`;
 
 /**
- * How the copies of dim_branch differ that the servers have, in words; undefined if they
- * are the same. Users are joined with the copy of the server that has them.
+ * How the servers' copies of dim_branch differ, in words; undefined if they are the same. Users are joined with the copy of the server that has them.
  */
 export async function differentCopies(tx: Session): Promise<string | undefined> {
   const columns = Object.values(getTableColumns(dimBranch)).map(({ name }) => `"${name}"`);
@@ -129,16 +129,24 @@ export async function differentCopies(tx: Session): Promise<string | undefined> 
     select count(*) || ' rows, hash ' || coalesce(sum(hash_record_extended(row(${columns}), 0)::numeric), 0)
     from %s`;
   const copies = await tx
-    .select({ server: sql<string>`server`, result: sql<string>`result` })
+    .select({
+      server: sql<string>`server`,
+      isAnswered: sql<boolean>`success`,
+      result: sql<string>`result`,
+    })
     .from(sql`(${onShards(dimBranch, command)}) as copies`)
     .orderBy(sql`server`);
+  const unread = copies.find(({ isAnswered }) => !isAnswered);
+  if (unread) {
+    return `The copy of dim_branch on ${unread.server} cannot be read: ${unread.result}.`;
+  }
   return new Set(copies.map(({ result }) => result)).size > 1
     ? `The servers have different copies of dim_branch: ${copies.map(({ server, result }) => `${server} has ${result}`).join(', ')}.`
     : undefined;
 }
 
 export const adviceOnCopies =
-  'Correct the rows of dim_branch on the server that is wrong, or load the rows into a new database.';
+  'Correct the rows of dim_branch on the server whose copy is wrong, or load the rows into a new database.';
 
 /** Both may pass: https://www.postgresql.org/docs/16/errcodes-appendix.html */
 const CONNECTION_FAILURE = '08006';

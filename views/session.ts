@@ -38,7 +38,7 @@ const exact = {
   'citus.limit_clause_row_fetch_count': '-1',
 };
 
-/** Whether the database has Citus. Without it, the tables are not there that Citus keeps. */
+/** Whether the database has Citus, and so the tables in which Citus keeps its metadata. */
 export const hasCitus = sql<boolean>`to_regclass('pg_catalog.pg_dist_partition') is not null`;
 
 /** The condition that the server takes the setting of this `name`. One on Windows does not take each. */
@@ -55,8 +55,8 @@ export const setLocally = (settings: Record<string, string>) => {
 
 /**
  * Works in a transaction in which no name means what others have created under
- * it, no statement takes longer than the timeout, and Citus estimates nothing. That is set for the
- * transaction alone, since its connection may belong to a pool.
+ * it, no statement takes longer than the timeout, and Citus estimates nothing. All of this is
+ * set for the transaction alone, since its connection may belong to a pool.
  *
  * Throws the reason of the signal once that is aborted, and has changed nothing then.
  */

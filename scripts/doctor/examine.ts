@@ -714,6 +714,9 @@ const columnsIn = (fragment: SQL): { name: string }[] =>
     is(chunk, SQL) ? columnsIn(chunk) : is(chunk, Column) ? [chunk] : [],
   );
 
+const remedyForShards =
+  'Load the rows into a new database, and distribute that one: npx lead-conversions distribute';
+
 /** Whether the shards of a table have what it has, and the rows that belong to them. */
 async function examineShards(tx: Session, table: PgTable, find: Report['find']): Promise<void> {
   const name = getTableName(table);
@@ -730,46 +733,36 @@ async function examineShards(tx: Session, table: PgTable, find: Report['find']):
       || (select count(*) from pg_index where indrelid = relation and indisvalid and indisready)
       || ' indexes'
     from (select ${relation}::regclass as relation) as described`;
-  const different = await rowsOf<{ key: string }>(
-    tx,
+  const findShards = async (finding: string, query: SQL) => {
+    const shards = await rowsOf<{ key: string }>(tx, sql`${query} order by shard, server`);
+    if (shards.length > 0) {
+      const keys = shards.map(({ key }) => key);
+      find(finding, keys, remedyForShards);
+    }
+  };
+  await findShards(
+    `Shards of ${name} do not have what the table has.`,
     sql`
       select format('%s on %s: %s, and not %s', shard, server, result, expected) as key
       from (${onShards(table, described("'%s'"))}) as shards
       cross join (${sql.raw(described(`'public.${name}'`))}) as declared (expected)
-      where not success or result <> expected
-      order by shard, server`,
+      where not success or result <> expected`,
   );
-  if (different.length > 0) {
-    find(
-      `Shards of ${name} do not have what the table has.`,
-      different.map(({ key }) => key),
-      'Load the rows into a new database, and distribute that one: npx lead-conversions distribute',
-    );
-  }
   if (!('userId' in table)) {
     return;
   }
   // The name of a shard ends in its number.
-  const stray = await rowsOf<{ key: string }>(
-    tx,
+  const strayRows = `
+    select count(*) || ' rows' from %s as shard
+    where get_shard_id_for_distribution_column('public.${name}', user_id)
+      <> substring(shard.tableoid::regclass::text from '[0-9]+$')::bigint`;
+  await findShards(
+    `Shards of ${name} have rows that belong to other shards.`,
     sql`
       select format('%s on %s: %s', shard, server, result) as key
-      from (${onShards(
-        table,
-        `select count(*) || ' rows' from %s as shard
-         where get_shard_id_for_distribution_column('public.${name}', user_id)
-           <> substring(shard.tableoid::regclass::text from '[0-9]+$')::bigint`,
-      )}) as shards
-      where not success or result <> '0 rows'
-      order by shard, server`,
+      from (${onShards(table, strayRows)}) as shards
+      where not success or result <> '0 rows'`,
   );
-  if (stray.length > 0) {
-    find(
-      `Shards of ${name} have rows that belong to other shards.`,
-      stray.map(({ key }) => key),
-      'Load the rows into a new database, and distribute that one: npx lead-conversions distribute',
-    );
-  }
 }
 
 const checks: Record<string, Check> = {
@@ -778,11 +771,7 @@ const checks: Record<string, Check> = {
       return;
     }
     for (const strange of (await strangelyDistributed(tx)) ?? []) {
-      find(
-        `By Citus, ${strange}.`,
-        [strange.replace(/ .*/, '')],
-        'Load the rows into a new database, and distribute that one: npx lead-conversions distribute',
-      );
+      find(`By Citus, ${strange}.`, [strange.replace(/ .*/, '')], remedyForShards);
     }
     const lacking = await rowsOf<{ name: string; what: 'hashes' | 'place' | 'node'; of: string[] }>(
       tx,
