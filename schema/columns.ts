@@ -59,7 +59,7 @@ export const inCalendarRange = (column: AnyPgColumn): SQL =>
   sql`${column} >= '0001-01-01 00:00:00+00' and ${column} < '10000-01-01 00:00:00+00'`;
 
 /** What that condition demands. */
-export const calendarRangeRule = 'must lie in the years 1 to 9999 (UTC)';
+export const calendarRangeRule = 'must be in the years 1 to 9999 (UTC)';
 
 /** What upstream says of a purchase. Any key may be missing or null. */
 export interface PurchaseDetails {
@@ -105,4 +105,4 @@ export const hasShortDetails = (details: AnyPgColumn): SQL =>
   sql`octet_length(${details} ->> 'name') <= 1000 and octet_length(${details} ->> 'source') <= 1000`;
 
 /** What that condition demands. */
-export const shortDetailsRule = 'must not have a name or a source that is longer than 1,000 bytes';
+export const shortDetailsRule = 'must not have a name or a source of more than 1,000 bytes';

@@ -62,7 +62,7 @@ export const dimBranch = withProperties(
       city: 'City where the branch is.',
       country: 'Country where the branch is.',
       timezoneId:
-        'IANA time zone of the branch, such as Europe/Dublin. It is the clock of the local times of the branch and of its users in every report. NULL counts as UTC.',
+        'IANA time zone of the branch, such as Europe/Dublin. All local times of its users are in this time zone. NULL counts as UTC.',
       createdAt: 'Instant at which the branch was created.',
     },
     checks: {

@@ -34,7 +34,7 @@ export const dimUser = withProperties(
     columns: {
       userId: 'Identifier of the user.',
       branchId:
-        'Branch that the user belongs to, whose time zone is the clock of all local times of the user.',
+        'Branch that the user belongs to. All local times of the user are in its time zone.',
       name: 'Name of the user.',
       email: 'E-mail address of the user.',
       createdAt: 'Instant at which the user was created.',

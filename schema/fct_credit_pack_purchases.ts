@@ -65,17 +65,17 @@ export const fctCreditPackPurchases = withProperties(
     comment: 'One row per credit pack that a user bought.',
     columns: {
       userId: 'User who bought the credit pack.',
-      branchId: 'Branch that sold the credit pack, not always that of the user.',
+      branchId: 'Branch that sold the credit pack. It may not be the branch of the user.',
       creditPackId: 'Identifier of the purchased credit pack within its user.',
       creditPackPurchasedAt:
-        'Instant at which the credit pack was purchased. NULL counts as later than every other.',
+        'Instant at which the credit pack was purchased. NULL counts as later than any time.',
       createdAt: 'Instant at which the credit pack was created.',
       creditPackPurchaseDetails:
-        'What upstream says of the purchase, a JSON object, or JSON null: name of the credit pack, and source of the purchase, of at most 1,000 bytes each.',
+        'Details of the purchase from upstream: a JSON object with the name of the credit pack and the source of the purchase, each of at most 1,000 bytes, or JSON null.',
       creditPackName:
-        'Name of the credit pack. Derived: the key name of credit_pack_purchase_details, which is what is written. NULL where that has none.',
+        'Name of the credit pack. Derived from the key name of credit_pack_purchase_details, and NULL if the details have none. Write the details, not this column.',
       creditPackSource:
-        'Source of the purchase. Derived: the key source of credit_pack_purchase_details, which is what is written. NULL where that has none.',
+        'Source of the purchase. Derived from the key source of credit_pack_purchase_details, and NULL if the details have none. Write the details, not this column.',
     },
     checks: {
       fct_credit_pack_purchases_credit_pack_purchased_at_check: calendarRangeRule,
@@ -88,7 +88,7 @@ export const fctCreditPackPurchases = withProperties(
     },
     indexes: {
       fct_credit_pack_purchases_first:
-        'The purchases of a user in the order in which the first is found, with all that the reports show of it, so that the first one is read from the index alone.',
+        'The purchases of a user, ordered so the first purchase comes first, with all columns that the views show of it. The first purchase is read from the index alone.',
     },
   },
 );

@@ -65,17 +65,17 @@ export const fctMembershipPurchases = withProperties(
     comment: 'One row per membership that a user bought.',
     columns: {
       userId: 'User who bought the membership.',
-      branchId: 'Branch that sold the membership, not always that of the user.',
+      branchId: 'Branch that sold the membership. It may not be the branch of the user.',
       userMembershipId: 'Identifier of the purchased membership within its user.',
       membershipPurchasedAt:
-        'Instant at which the membership was purchased. NULL counts as later than every other.',
+        'Instant at which the membership was purchased. NULL counts as later than any time.',
       createdAt: 'Instant at which the membership was created.',
       membershipPurchaseDetails:
-        'What upstream says of the purchase, a JSON object, or JSON null: name of the membership, and source of the purchase, of at most 1,000 bytes each.',
+        'Details of the purchase from upstream: a JSON object with the name of the membership and the source of the purchase, each of at most 1,000 bytes, or JSON null.',
       membershipName:
-        'Name of the membership. Derived: the key name of membership_purchase_details, which is what is written. NULL where that has none.',
+        'Name of the membership. Derived from the key name of membership_purchase_details, and NULL if the details have none. Write the details, not this column.',
       membershipSource:
-        'Source of the purchase. Derived: the key source of membership_purchase_details, which is what is written. NULL where that has none.',
+        'Source of the purchase. Derived from the key source of membership_purchase_details, and NULL if the details have none. Write the details, not this column.',
     },
     checks: {
       fct_membership_purchases_membership_purchased_at_check: calendarRangeRule,
@@ -88,7 +88,7 @@ export const fctMembershipPurchases = withProperties(
     },
     indexes: {
       fct_membership_purchases_first:
-        'The purchases of a user in the order in which the first is found, with all that the reports show of it, so that the first one is read from the index alone.',
+        'The purchases of a user, ordered so the first purchase comes first, with all columns that the views show of it. The first purchase is read from the index alone.',
     },
   },
 );

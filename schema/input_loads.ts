@@ -23,18 +23,18 @@ export const inputLoads = withProperties(
   }),
   {
     comment:
-      'One row per file that was loaded into an input table, written in the transaction of the load: how old the input is, and what the loads did. A load locks this table, so that there is one load at a time. Old rows may be deleted.',
+      'One row per file that was loaded into an input table, written in the transaction of the load. It shows how old the input is and what the loads did. A load locks this table, so only one load runs at a time. Old rows may be deleted.',
     columns: {
       id: 'Number of the row. A later load has a higher one.',
       inputTable: 'Name of the input table.',
       startedAt: 'Instant at which the load began, the same for all files of one load.',
       finishedAt: 'Instant at which the rows of the file were stored.',
       isSnapshot:
-        'Whether the file was taken for the whole table, so that rows that it did not have were deleted.',
+        'Whether the file was a snapshot of the whole table. Then rows that were not in the file were deleted.',
       rows: 'Records in the file.',
       inserted: 'Rows that were new to the table.',
-      updated: 'Rows whose key was in the table with other values.',
-      deleted: 'Rows that were in the table, but not in the file. 0 if it was no snapshot.',
+      updated: 'Rows whose key was in the table with different values.',
+      deleted: 'Rows that were in the table but not in the file. 0 if the file was not a snapshot.',
       packageVersion: 'Version of lead-conversions that loaded the file.',
     },
   },

@@ -5,7 +5,7 @@ export const readerRole = 'lead_conversions_reader';
 
 /** What the database says of that role. */
 export const readerRoleComment =
-  'Members may read the reports of lead-conversions in every database of this server, and nothing else of it: fct_client_conversion_events, fct_lead_conversions, view_refreshes, and of dim_branch what names a branch.';
+  'Members may read these objects of lead-conversions in every database of this server, and no others: fct_client_conversion_events, fct_lead_conversions, view_refreshes, and the columns of dim_branch that name a branch.';
 
 /**
  * What Postgres keeps of a relation and Drizzle has no words for. It is declared

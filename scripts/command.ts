@@ -76,7 +76,7 @@ function refuseSwallowed(name: string, options: Setting<unknown>[]): void {
   );
   if (swallowed) {
     throw new Error(
-      `npm has taken ${swallowed.long} for a setting of its own. Put -- before all options: npm run ${name} -- ${swallowed.long} …`,
+      `npm took ${swallowed.long} as one of its own settings. Put -- before all options: npm run ${name} -- ${swallowed.long} …`,
     );
   }
 }
@@ -89,7 +89,7 @@ function refuseOptionsAsValues(made: Command): void {
       values.some((it) => it && [long, short].includes(it)),
     );
     if (taken) {
-      throw new Error(`${option.long} is followed by ${taken.long} instead of a value.`);
+      throw new Error(`${option.long} needs a value, but is followed by ${taken.long}.`);
     }
   }
 }
@@ -299,7 +299,9 @@ async function perform<Own extends Settings, Facts extends object>(
 
   const attempts = async (): Promise<Ending> => {
     if (!/^\d{1,4}$/.test(settings.retries)) {
-      throw new Error(`--retries is a number of times, not ${JSON.stringify(settings.retries)}.`);
+      throw new Error(
+        `--retries must be a number from 0 to 9999, not ${JSON.stringify(settings.retries)}.`,
+      );
     }
     const allowed = Number(settings.retries);
     return await pRetry(attempt, {
@@ -323,11 +325,11 @@ async function perform<Own extends Settings, Facts extends object>(
   const overdue = new Promise<never>((_, reject) => {
     signal.addEventListener('abort', () => setTimeout(() => reject(late), graceMs));
   });
-  const late = new Error('Cancelled, but the server did not answer in time.');
+  const late = new Error('Cancelled, but the server did not confirm this in time.');
 
   const failure = (error: unknown): string => {
     const before = wasLostInCommit
-      ? 'The connection was lost during the commit of an attempt before, so that it is not known whether the work is done.'
+      ? 'An earlier attempt lost its connection during the commit, so it is not known whether the work is done.'
       : '';
     if (error === signal.reason) {
       return `Cancelled by ${cancelledBy()}. ${before || afterwards}`;
@@ -347,7 +349,7 @@ async function perform<Own extends Settings, Facts extends object>(
   });
   if (wasLostInCommit && outcome !== 'failed') {
     warn(
-      'The connection was lost during the commit of an attempt before. What that has done is not counted here.',
+      'An earlier attempt lost its connection during the commit. What it did is not counted here.',
     );
   }
   progress.end();
@@ -372,7 +374,7 @@ function adviceOn(error: unknown, settings: Settings): string {
     ({ long }) => long === `--${parameter.replaceAll('_', '-')}`,
   );
   const variable = setting?.envVar ? ` or ${setting.envVar}` : '';
-  return setting ? `\nIt was given by ${setting.long}${variable}.` : '';
+  return setting ? `\nIt comes from ${setting.long}${variable}.` : '';
 }
 
 /**

@@ -110,7 +110,7 @@ export function readConnection(
     const { value = (from && env[from]) ?? preset, source } = find(name, from);
     if (!values.includes(value as Value)) {
       throw new Error(
-        `${source} is ${JSON.stringify(value)}, which is none of ${values.join(', ')}.`,
+        `${source} is ${JSON.stringify(value)}, which is not one of ${values.join(', ')}.`,
       );
     }
     return value as Value;
@@ -126,7 +126,7 @@ export function readConnection(
     const { value, source } = find(name, variables[name]);
     if (value?.includes(',')) {
       throw new Error(
-        `${source} names several servers, but only one is supported. Name the primary, or a proxy that leads to it.`,
+        `${source} names several servers, but only one is supported. Name the primary server, or a proxy in front of it.`,
       );
     }
   }
@@ -139,7 +139,7 @@ export function readConnection(
   const isSocket = address.startsWith('/');
   if (isSocket && address !== host) {
     throw new Error(
-      'hostaddr is the address of a server. Set host to the folder of a Unix socket.',
+      'hostaddr must be the address of a server. To use a Unix socket, set host to its folder.',
     );
   }
   return {
@@ -176,7 +176,7 @@ export function readConnection(
     const isSystem = read('sslrootcert') === 'system';
     if (isSystem && mode !== 'verify-full') {
       throw new Error(
-        `sslrootcert=system is for sslmode=verify-full, not ${mode}: anybody can get a certificate from a public authority.`,
+        `sslrootcert=system needs sslmode=verify-full, not ${mode}, because anybody can get a certificate from a public authority.`,
       );
     }
     if (mode === 'disable') {
@@ -188,11 +188,11 @@ export function readConnection(
     };
     const ca = isSystem ? undefined : file('sslrootcert', 'root.crt');
     if (ca !== undefined && !ca.includes('-----BEGIN')) {
-      throw new Error('The file that sslrootcert names holds no certificate in PEM format.');
+      throw new Error('The file in sslrootcert has no certificate in PEM format.');
     }
     if (mode === 'verify-ca' && ca === undefined) {
       throw new Error(
-        'sslmode=verify-ca needs the certificate of an authority: set sslrootcert to its file. For a server whose certificate is from a public authority, set sslmode to verify-full.',
+        'sslmode=verify-ca needs the certificate of an authority: set sslrootcert to its file. If the certificate of the server is from a public authority, set sslmode to verify-full instead.',
       );
     }
     const isVerified = mode.startsWith('verify') || (mode === 'require' && ca !== undefined);
@@ -251,7 +251,7 @@ function readUrl(text: string, variable: string): Map<string, string> {
   }
   if (/,/.test(authority.slice(authority.lastIndexOf('@') + 1))) {
     throw new Error(
-      `${variable} names several servers, but only one is supported. Name the primary, or a proxy that leads to it.`,
+      `${variable} names several servers, but only one is supported. Name the primary server, or a proxy in front of it.`,
     );
   }
   // A URL has no user without a host, but one of libpq has: the host is then a parameter.
@@ -336,7 +336,7 @@ function readFile(path: string, source: string | undefined): string | undefined 
       return;
     }
     throw new Error(
-      `The file ${path}${source ? `, which is ${source},` : ''} cannot be read: ${(error as Error).message}.`,
+      `The file ${path}${source ? ` (${source})` : ''} cannot be read: ${(error as Error).message}.`,
       { cause: error },
     );
   }
@@ -367,7 +367,7 @@ export async function openSocket(connection: Connection): Promise<Socket> {
     });
   const late = timeout
     ? setTimeout(() => {
-        const error = `has not answered within ${timeout} s (connect_timeout)`;
+        const error = `did not answer within ${timeout} s (connect_timeout)`;
         socket.destroy(unreachable(connection, error));
       }, timeout * 1000)
     : undefined;
@@ -386,13 +386,13 @@ export async function openSocket(connection: Connection): Promise<Socket> {
       return secured;
     }
     if (answer !== 'N') {
-      throw unreachable(connection, 'does not answer as a Postgres server does');
+      throw unreachable(connection, 'does not answer like a Postgres server');
     }
     if (tls.mode === 'allow' || tls.mode === 'prefer') {
       return socket;
     }
     throw new Error(
-      `The server ${nameOf(connection)} does not offer TLS, which sslmode=${tls.mode} requires. Have TLS switched on there. Only in a network that you trust, set sslmode to disable.`,
+      `The server ${nameOf(connection)} does not offer TLS, which sslmode=${tls.mode} requires. Enable TLS on the server. In a network that you trust, you may set sslmode to disable instead.`,
     );
   } catch (error) {
     socket.destroy();
@@ -414,7 +414,7 @@ function begin<Result>(start: () => Result): Result {
     return start();
   } catch (error) {
     throw new Error(
-      `TLS cannot begin: ${(error as Error).message}. Check the files that sslrootcert, sslcert and sslkey name, and sslpassword.`,
+      `TLS cannot be set up: ${(error as Error).message}. Check the files that sslrootcert, sslcert and sslkey name, and sslpassword.`,
       { cause: error },
     );
   }
@@ -426,7 +426,7 @@ function explained(connection: Connection, error: NodeJS.ErrnoException): Error 
   if (code.startsWith('ERR_SSL')) {
     const said = message.replace(/^.*routines:/, '').split(':')[1] ?? message;
     return new Error(
-      `TLS with the server ${nameOf(connection)} has failed: ${said}. Check the TLS settings of the server, sslcert, and ssl_min_protocol_version.`,
+      `TLS with the server ${nameOf(connection)} failed: ${said}. Check the TLS settings of the server, sslcert, and ssl_min_protocol_version.`,
       { cause: error },
     );
   }
@@ -441,8 +441,8 @@ function untrusted(connection: Connection, error: NodeJS.ErrnoException): Error 
     error.code === 'ERR_TLS_CERT_ALTNAME_INVALID'
       ? 'Set host to a name in the certificate, and hostaddr to the address of the server.'
       : error.code === 'CERT_HAS_EXPIRED'
-        ? 'Have it renewed.'
-        : 'Set sslrootcert to the file with the certificate of the authority that signed it.';
+        ? 'Renew the certificate.'
+        : 'Set sslrootcert to a file with the certificate of the authority that signed it.';
   return new Error(
     `The certificate of the server ${nameOf(connection)} is not trusted: ${error.message}. ${advice}`,
     { cause: error },

@@ -83,11 +83,11 @@ export async function openDatabase(
     const folder = url.slice('pglite:'.length);
     if (folder.trim() === '' || /^[a-z]+:\/\//i.test(folder)) {
       throw new Error(
-        'DATABASE_URL names no folder. Set it to pglite:PATH, with the path of the folder that holds the embedded database.',
+        'DATABASE_URL does not name a folder. Set it to pglite:PATH, with the path of the folder of the embedded database.',
       );
     }
     if (!isNew && !existsSync(join(folder, 'PG_VERSION'))) {
-      throw new Error(`There is no database in ${folder}. Migrate first, which creates it.`);
+      throw new Error(`There is no database in ${folder}. Create it with migrate.`);
     }
     return openPglite(folder);
   }
@@ -280,7 +280,7 @@ export async function openPglite(
   const client = await PGlite.create(folder).catch((error) => {
     unlock();
     throw new Error(
-      `The embedded database in ${folder} cannot be opened: ${error?.message ?? 'PGlite gives no reason'}. Check that the path is that of a folder, and that the database in it is not damaged.`,
+      `The embedded database in ${folder} cannot be opened: ${error?.message ?? 'PGlite gives no reason'}. Check that the path names a folder, and that the database in it is not damaged.`,
       { cause: error },
     );
   });
@@ -326,7 +326,7 @@ async function lockFolder(folder: string): Promise<() => void> {
     }
     throw Object.assign(
       new Error(
-        `The embedded database in ${folder} is in use by another process. Wait until that has ended.`,
+        `The embedded database in ${folder} is in use by another process. Wait until that process has ended.`,
       ),
       { code: OBJECT_IN_USE },
     );

@@ -5,11 +5,11 @@ import { bounds, setting } from './settings.ts';
 export const diff = databaseCommand({
   name: 'diff',
   description:
-    'Shows what the declared views would change in the rows that the views of the database that DATABASE_URL names have now, before any migration. Only reads.',
+    'Compares the rows of the views in the database that DATABASE_URL names with the rows that the declared views would have. It only reads. Run it before a migration.',
   summary: 'shows what the declared views would change',
   settings: {
-    view: setting<string | undefined>('--view <name>', 'the one view to compare'),
-    limit: setting('--limit <number>', 'how many examples to show of each kind', { preset: '5' }),
+    view: setting<string | undefined>('--view <name>', 'compare only this view'),
+    limit: setting('--limit <number>', 'how many examples of each kind to show', { preset: '5' }),
     values: setting<boolean>('--values', 'show all values, not only identifiers and times'),
     statementTimeout: bounds.statementTimeout,
     workMem: bounds.workMem,
@@ -21,7 +21,7 @@ export const diff = databaseCommand({
   work: async ({ database, settings, facts, signal, progress, say }) => {
     const limit = Number(settings.limit);
     if (!/^\d{1,6}$/.test(settings.limit)) {
-      throw new Error(`--limit is a whole number, not ${JSON.stringify(settings.limit)}.`);
+      throw new Error(`--limit must be a whole number, not ${JSON.stringify(settings.limit)}.`);
     }
     facts.views = await diffViews(database.db, {
       ...settings,
@@ -50,8 +50,8 @@ function describe(diff: ViewDiff): string {
   );
   const lines = [
     `${view}: ${rows} rows, ${declaredRows} as declared: ${counts.join(', ')}`,
-    ...diff.newColumns.map((column) => `  ${column}: a new column, which is not compared`),
-    ...diff.droppedColumns.map((column) => `  ${column}: a column that is not declared any more`),
+    ...diff.newColumns.map((column) => `  ${column}: new, not compared`),
+    ...diff.droppedColumns.map((column) => `  ${column}: no longer declared`),
     ...diff.retypedColumns.map((column) => `  declared with another type: ${column}`),
     ...columns.map(
       ({ column, changed, byRefresh }) =>

@@ -10,12 +10,12 @@ export const distribute = databaseCommand({
   summary: 'distributes the input tables over a Citus cluster',
   settings: { lockTimeout: bounds.lockTimeout, statementTimeout: bounds.statementTimeout },
   exitCodes: {
-    0: 'distributed, now or already before',
+    0: 'distributed, or there was nothing to distribute',
     75: 'skipped: a refresh or a migration of the views is running',
   },
   example: '--lock-timeout 1min',
   nothing: () => ({ tables: [] as Distributed[] }),
-  afterwards: 'The tables are as they were.',
+  afterwards: 'The tables have not changed.',
   work: async ({ database, settings, facts, signal, progress, say, warn, onCommit }) => {
     if (process.env.DATABASE_URL?.startsWith('pglite:')) {
       throw new Error(
@@ -35,11 +35,11 @@ export const distribute = databaseCommand({
     facts.tables = tables;
     for (const { table, rows, distributedBy, shards } of tables) {
       say(
-        `${table}: ${rows} rows, ${distributedBy === null ? 'whole on every server' : `${shards} shards`}`,
+        `${table}: ${rows} rows, ${distributedBy === null ? 'complete on every server' : `${shards} shards`}`,
       );
     }
     if (!isNew) {
-      say('Nothing to do: the tables were distributed already.');
+      say('Nothing to do: the tables are already distributed.');
     }
     for (const { table } of isNew ? tables : []) {
       progress.show(`${table}: vacuuming`);

@@ -6,9 +6,9 @@ export const doctor = databaseCommand({
   name: 'doctor',
   description:
     'Checks whether the database that DATABASE_URL names matches what this version declares: its tables, views, grants, and the rows of its views. It changes nothing.',
-  summary: 'checks whether the database is as it should be',
+  summary: 'checks whether the database matches its declaration',
   settings: {
-    maxAge: setting('--max-age <interval>', 'how old a view may be', { preset: '26h' }),
+    maxAge: setting('--max-age <interval>', 'the greatest age of a view', { preset: '26h' }),
     statementTimeout: bounds.statementTimeout,
   },
   exitCodes: { 0: 'healthy', 1: 'findings, or failed with the reason on stderr' },
@@ -36,7 +36,7 @@ export const doctor = databaseCommand({
     }
     const isHealthy = facts.findings.length === 0;
     const count = facts.findings.length === 1 ? '1 finding.' : `${facts.findings.length} findings.`;
-    say(isHealthy ? 'The database is as it should be.' : count);
+    say(isHealthy ? 'The database is healthy.' : count);
     return { outcome: isHealthy ? 'healthy' : 'findings', reason: null };
   },
 });

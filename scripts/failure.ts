@@ -28,7 +28,7 @@ export function explain(error: unknown, variable = 'DATABASE_URL'): string {
     return `The database cannot be reached: ${message}. Check that its server is running and that ${variable} names it.`;
   }
   if (isCut(reason)) {
-    return `The connection to the database was lost (${message}). Run this again once its server is back.`;
+    return `The connection to the database was lost (${message}). Run this again once the server is back.`;
   }
   if (code === '3D000' || code?.startsWith('28')) {
     return `The database cannot be opened: ${message}. Check ${variable}.`;

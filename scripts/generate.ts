@@ -8,10 +8,10 @@ const settings = {
     '--name <what_changed>',
     'the name of the migration, such as days_to_conversion',
   ),
-  check: setting<boolean>('--check', 'write nothing, and fail if there is something to write'),
+  check: setting<boolean>('--check', 'write nothing, and fail if a migration is missing'),
   baseline: setting<boolean>(
     '--baseline',
-    'until the first release: replace all migrations by the one that makes what is declared in an empty database',
+    'until the first release: replace all migrations with one that creates everything in an empty database',
   ),
 };
 
@@ -19,7 +19,7 @@ const program = command({
   name: 'generate',
   isOfRepository: true,
   description:
-    'Writes the migration from what the migrations make so far to what schema/ and views/ declare. Needs no database.',
+    'Compares the result of all migrations with the declarations in schema/ and views/, and writes the migration that is missing. Needs no database.',
   settings,
   example: '--name days_to_conversion',
 }).action(async ({ name, check, baseline }: Values<typeof settings>) => {
@@ -28,7 +28,9 @@ const program = command({
     process.stdin.destroy();
   }
   const explainStop = () =>
-    console.error('drizzle-kit has a question. Run "npm run generate" in a terminal.');
+    console.error(
+      'drizzle-kit asks a question. Run "npm run generate" in a terminal to answer it.',
+    );
   process.once('beforeExit', explainStop);
   const { db, close } = await openPglite();
   try {

@@ -11,7 +11,7 @@ import { report } from './report.ts';
 const program = command({
   name: programName,
   description:
-    'Keeps the purchase that turned each lead of a gym into a client, in the Postgres database that DATABASE_URL names: postgres://… for a server, pglite:PATH for an embedded database in a folder.',
+    'Shows the purchase that turned each lead of a gym into a client, in two materialized views. DATABASE_URL names the Postgres database: postgres://… for a server, pglite:PATH for an embedded database in a folder.',
   settings: {},
   example: 'refresh --help',
 })

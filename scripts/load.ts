@@ -8,29 +8,29 @@ import { bounds, repeatable, setting } from './settings.ts';
 export const load = databaseCommand({
   name: 'load',
   description:
-    'Loads the CSV files of a folder, each named after its input table (dim_user.csv), into the database that DATABASE_URL names: all of them or none. A row whose key is there already replaces that row.',
+    'Loads the CSV files of a folder, each named after its input table (dim_user.csv), into the database that DATABASE_URL names: all of them or none. If the key of a row is already in the table, its row gets the new values.',
   summary: 'loads CSV files into the input tables',
-  argument: ['<folder>', 'the folder that has the files'],
+  argument: ['<folder>', 'the folder with the files'],
   settings: {
     snapshot: setting<boolean>(
       '--snapshot',
-      'take each file for the whole of its table, and delete the rows that it does not have',
+      'each file is the whole table: delete the rows that are not in the file',
     ),
     rename: repeatable(
       '--rename <from=to>',
-      'another name of a column in the files, with the name in the table; may be given several times',
+      'the name of a column in the files, and its name in the table; may be given several times',
     ),
     ignoreColumns: setting<boolean>(
       '--ignore-columns',
-      'leave out columns that a table does not have',
+      'ignore columns that a table does not have',
     ),
     null: repeatable(
       '--null <text>',
-      'what stands for NULL where it is not quoted, beside nothing at all; may be given several times',
+      'a text that means NULL if it is not quoted, like an empty field; may be given several times',
     ),
     escape: setting(
       '--escape <character>',
-      'what escapes a quote within quotes: a second quote, or \\',
+      'the character that escapes a quote within quotes: a quote, or \\',
       { preset: '"' },
     ),
     ...bounds,
@@ -39,7 +39,7 @@ export const load = databaseCommand({
   exitCodes: { 0: 'loaded' },
   example: 'exports/2024-06-01',
   nothing: () => ({ files: [] as FileLoad[] }),
-  afterwards: 'The tables are as they were.',
+  afterwards: 'The tables have not changed.',
   work: async ({ database, settings, argument, facts, signal, progress, say, warn, onCommit }) => {
     const tell = ({ file, step, readBytes, totalBytes }: LoadProgress) => {
       if (step === 'read') {

@@ -6,8 +6,8 @@ import { setting } from './settings.ts';
 export const migrate = databaseCommand({
   name: 'migrate',
   description:
-    'Brings the database that DATABASE_URL names to the schema of this version. Any number of deploys may start it at once: they take turns, and one migrates.',
-  summary: 'brings the database to the schema of this version',
+    'Creates or updates the tables and views in the database that DATABASE_URL names. Several deploys may run it at once: they take turns, and one migrates.',
+  summary: 'creates or updates the tables and views',
   // Not by environment variables: those of the nightly refresh would hold for a deploy.
   settings: {
     lockTimeout: setting('--lock-timeout <duration>', 'how long to wait for another deploy', {
@@ -15,7 +15,7 @@ export const migrate = databaseCommand({
     }),
     maxLoss: setting(
       '--max-loss <percent>',
-      'the share of users, and of clients, that a changed view may lose',
+      'the largest share of the users, or of the clients, that a changed view may lose',
       { preset: refreshDefaults.maxLoss },
     ),
   },
@@ -26,7 +26,7 @@ export const migrate = databaseCommand({
     migrations: [] as { migration: string; durationMs: number }[],
     notices: [] as string[],
   }),
-  afterwards: 'The migration that was running has changed nothing.',
+  afterwards: 'The migration that was running was rolled back.',
   isNew: true,
   onNotice: (notice, { notices }) => {
     notices.push(notice);
@@ -46,7 +46,7 @@ export const migrate = databaseCommand({
     });
     if (applied === 0) {
       say(
-        `Nothing to migrate: the database is ${isLater ? 'at a later version than this one' : 'up to date'}.`,
+        `Nothing to migrate: the database is ${isLater ? 'at a later version than this package' : 'up to date'}.`,
       );
     }
     return { outcome: 'migrated', reason: null };

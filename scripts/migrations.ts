@@ -74,7 +74,7 @@ export async function migrateDatabase(
     // Where a migration has failed, the error says so itself.
     if (reasonOf(error).code === INSUFFICIENT_PRIVILEGE) {
       throw new Error(
-        `This role may not migrate: ${explain(error)}. Migrate as the role that owns the tables and views, or as a member of it.`,
+        `This role may not migrate: ${explain(error)}. Migrate as the owner of the tables and views, or as a member of that role.`,
       );
     }
     throw error;
@@ -195,7 +195,7 @@ async function migrateNext(
         .select({ holder: sql<string>`holder` })
         .from(sql.raw(`(${holdersOfRecords}) as holders`));
       throw new Error(
-        `Nothing was migrated, because the lock of deploys could not be taken within ${lockTimeout}: ${holders.map(({ holder }) => holder).join(', ') || 'another deploy had it until now'}. Migrate again once that is over.`,
+        `Nothing was migrated, because the lock of deploys was not free within ${lockTimeout}: ${holders.map(({ holder }) => holder).join(', ') || 'another deploy held it until now'}. Migrate again once it is free.`,
       );
     });
     const pending = firstPending(files, await readRecords(tx));
@@ -208,7 +208,7 @@ async function migrateNext(
     for (const statement of pending.statements) {
       await tx.execute(sql.raw(statement)).catch((error) => {
         const reason = explain(error);
-        const outcome = reason.startsWith('Nothing was') ? ':' : ' has failed and changed nothing.';
+        const outcome = reason.startsWith('Nothing was') ? ':' : ' failed, and changed nothing.';
         throw new Error(`${pending.tag}${outcome} ${reason}`, { cause: reasonOf(error) });
       });
     }
@@ -246,7 +246,7 @@ function firstPending(files: Migration[], recorded: Recorded[]): Migration | und
     const record = recordOf(file);
     if (record && record.hash !== file.hash) {
       throw new Error(
-        `${file.tag} is not the migration that this database has had: its file has been changed since. Restore the file as it was, and put what is to change into a new migration.`,
+        `The file of ${file.tag} was changed after it was applied to this database. Restore the file, and put the change into a new migration.`,
       );
     }
   }
@@ -255,7 +255,7 @@ function firstPending(files: Migration[], recorded: Recorded[]): Migration | und
   if (pending && last && pending.createdAt < last.createdAt) {
     const name = files.find(({ createdAt }) => createdAt === last.createdAt)?.tag;
     throw new Error(
-      `${pending.tag} was never applied to this database, but is older than ${name ?? 'its last migration, which this version does not have'}. ${name ? 'Generate it again, so that it comes last.' : 'Deploy the version that last migrated the database, or a later one.'}`,
+      `${pending.tag} was never applied to this database, but is older than ${name ?? 'its last migration, which this version does not have'}. ${name ? 'Generate it again, so it comes last.' : 'Deploy the version that last migrated the database, or a later one.'}`,
     );
   }
   return pending;

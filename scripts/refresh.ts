@@ -4,12 +4,11 @@ import { bounds, setting } from './settings.ts';
 
 export const refresh = databaseCommand({
   name: 'refresh',
-  description:
-    'Refreshes both views of the database that DATABASE_URL names, while others go on reading them.',
-  summary: 'refreshes both views, while others go on reading them',
+  description: 'Refreshes both views in the database that DATABASE_URL names. Readers never wait.',
+  summary: 'refreshes both views. Readers never wait',
   settings: {
     ...bounds,
-    force: setting<boolean>('--force', 'recompute views that are known to be up to date, too'),
+    force: setting<boolean>('--force', 'also recompute views that are known to be up to date'),
   },
   notes: `Durations and sizes are in Postgres' notation: 2s, 5min, 256MB.`,
   exitCodes: {
@@ -18,7 +17,7 @@ export const refresh = databaseCommand({
   },
   example: '--lock-timeout 30s --json',
   nothing: () => ({ views: [] as ViewRefresh[] }),
-  afterwards: 'The views are as they were.',
+  afterwards: 'The views have not changed.',
   work: async ({ database, settings, facts, signal, progress, say, warn, onCommit }) => {
     const { outcome, reason, warnings } = await refreshViews(database.db, {
       ...settings,
@@ -40,9 +39,9 @@ export const refresh = databaseCommand({
 function describe(refresh: ViewRefresh): string {
   const { view, mode, readsDistributed, rows, inserted, deleted, durationMs } = refresh;
   const done = {
-    concurrently: `${inserted} inserted, ${deleted} deleted${readsDistributed ? ', recomputed as always from distributed tables' : ''}`,
-    populate: 'populated by a plain REFRESH, because it was not populated',
-    unchanged: 'not recomputed, because neither it nor what it reads has changed',
+    concurrently: `${inserted} inserted, ${deleted} deleted${readsDistributed ? ', always recomputed, because its tables are distributed' : ''}`,
+    populate: 'filled by a plain REFRESH, because it was not populated',
+    unchanged: 'not recomputed, because nothing has changed',
   };
   return `${view}: ${rows} rows, ${done[mode]}, ${durationMs} ms`;
 }

@@ -21,14 +21,14 @@ interface ReportFacts {
 export const report = databaseCommand({
   name: 'report',
   description:
-    'Writes a page with the lead conversions of the database that DATABASE_URL names: one HTML file, which needs no other file, no server and no network, and has no data of single users. A role that has been granted lead_conversions_reader may do it.',
-  summary: 'writes a page with the figures, for people',
+    'Writes the figures of the database that DATABASE_URL names as one HTML page. The page needs no other file, no server and no network, and contains no data of single users. A member of lead_conversions_reader may run this.',
+  summary: 'writes the figures as an HTML page',
   settings: {
     out: setting<string | undefined>('--out <file>', 'the HTML file to write, or to replace'),
-    branch: setting<string | undefined>('--branch <id>', 'the one branch to report on'),
+    branch: setting<string | undefined>('--branch <id>', 'report only on this branch'),
     since: setting<string | undefined>(
       '--since <month>',
-      'leave out users who joined before this month, such as 2026-01, and compare with as many months before it',
+      'leave out users who joined before this month, such as 2026-01, and compare with the same number of earlier months',
     ),
     title: setting('--title <text>', 'the title of the page', { preset: 'Lead conversions' }),
     statementTimeout: bounds.statementTimeout,
@@ -95,7 +95,7 @@ export async function writeReport(
     }
   }
   throw new Error(
-    `${out} was replaced by others three times while this report was made. Let one job at a time write it.`,
+    `${out} was replaced by other processes three times while this report was made. Let only one job at a time write it.`,
   );
 }
 
@@ -133,7 +133,7 @@ async function targetOf(out: string): Promise<Target> {
   const given = JSON.stringify(out);
   const path = resolve(out);
   if (out.trim() === '' || /[/\\]$/.test(out)) {
-    throw new Error(`--out ${given} names no file. Name the HTML file to write.`);
+    throw new Error(`--out ${given} does not name a file. Name the HTML file to write.`);
   }
   const isThere = await lstat(path).catch((error: NodeJS.ErrnoException) => {
     if (error.code !== 'ENOENT') {
@@ -143,13 +143,15 @@ async function targetOf(out: string): Promise<Target> {
   });
   if (isThere === undefined) {
     if (!(await stat(dirname(path)).catch(() => undefined))) {
-      throw new Error(`--out ${given} is in no folder. Create the folder first.`);
+      throw new Error(
+        `--out ${given} is in a folder that does not exist. Create the folder first.`,
+      );
     }
     return { path, state: await stateOf(path) };
   }
   const found = await stat(path).catch(() => undefined);
   if (!found) {
-    throw new Error(`--out ${given} is a link to a file that is not there. Remove the link.`);
+    throw new Error(`--out ${given} is a link to a file that does not exist. Remove the link.`);
   }
   if (!found.isFile()) {
     throw new Error(`--out ${given} is not a file. Name the HTML file to write.`);

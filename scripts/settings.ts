@@ -42,12 +42,12 @@ export const bounds = {
   ),
   workMem: setting(
     '--work-mem <size>',
-    'memory for each sort and hash table; the rest goes to disk',
+    'memory for each sort and hash table; larger ones go to disk',
     { preset: refreshDefaults.workMem, variable: 'LEAD_CONVERSIONS_WORK_MEM' },
   ),
   maxLoss: setting(
     '--max-loss <percent>',
-    'the largest share that may be gone: of users and clients in a refresh, of the rows of a table in a load with --snapshot',
+    'the largest share that may disappear: of users and clients in a refresh, of the rows of a table in a load with --snapshot',
     { preset: refreshDefaults.maxLoss, variable: 'LEAD_CONVERSIONS_MAX_LOSS' },
   ),
 };

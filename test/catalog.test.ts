@@ -124,9 +124,9 @@ test('the comment on a table or view begins with what one row is', () => {
 });
 
 test.each(['fct_client_conversion_events', 'fct_lead_conversions'])(
-  'the README tells the columns of %s in the words of their comments',
+  'views/README.md lists the columns of %s with their comments',
   async (view) => {
-    const readme = await readFile('README.md', 'utf8');
+    const readme = await readFile('views/README.md', 'utf8');
     const [, section = ''] = readme.split(`\n\`${view}\`, one row per `);
     const [table = ''] = /\n\|.*?\n\n/s.exec(section) ?? [];
     const columns = declaredRelations()

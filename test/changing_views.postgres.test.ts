@@ -336,7 +336,7 @@ describe('a migration that cannot be completed leaves everything as it was', () 
     const { code, stdout, stderr } = await tree.run(urlAs('owner'), 'drizzle-kit migrate');
     expect(code).toBe(1);
     expect(stdout + stderr).toContain(
-      'Nothing was migrated, because what it replaces is in use: view public.sales_report depends on materialized view public.fct_lead_conversions. Drop that, migrate, and create it again.',
+      'Nothing was migrated, because other objects depend on what it replaces: view public.sales_report depends on materialized view public.fct_lead_conversions. Drop them, migrate, and create them again.',
     );
     expect(await state()).toEqual(before);
     expect(await owner`select count(*)::int as rows from sales_report`).toEqual([
@@ -506,7 +506,7 @@ describe('what others have put on a view', () => {
     expect(await result).toMatchObject({
       code: 1,
       stderr: expect.stringContaining(
-        `${laterMigration('user_initial')}: Nothing was migrated, because somebody has changed this meanwhile: SELECT on fct_client_conversion_events for analyst, the index late of fct_lead_conversions. Migrate again.\n`,
+        `${laterMigration('user_initial')}: Nothing was migrated, because somebody changed this at the same time: SELECT on fct_client_conversion_events for analyst, the index late of fct_lead_conversions. Migrate again.\n`,
       ),
     });
     expect(await tree.run(urlAs('owner'), 'npm run migrate')).toMatchObject({
@@ -529,7 +529,7 @@ describe('what others have put on a view', () => {
     expect([code, stderr]).toEqual([
       1,
       expect.stringMatching(
-        /Gone with its column: the statistics target of column branch_id of fct_client_conversion_events\.\n(?:.*\n)*\S+: Nothing was migrated, because the new view cannot have the index by_branch of fct_client_conversion_events: column "branch_id" does not exist\. Drop that, migrate, and make it again if it fits the new view\.\n/,
+        /Dropped with its column: the statistics target of column branch_id of fct_client_conversion_events\.\n(?:.*\n)*\S+: Nothing was migrated, because the new view cannot have the index by_branch of fct_client_conversion_events: column "branch_id" does not exist\. Drop that, migrate, and make it again if it fits the new view\.\n/,
       ),
     ]);
     expect(await state()).toEqual(before);
@@ -671,7 +671,7 @@ describe('a migration that changes tables, too', () => {
       const { code, stdout, stderr } = await treeOf(name).run(urlAs('owner'), command);
       expect(code).toBe(1);
       expect(stdout + stderr).toContain(
-        `Nothing was migrated, because it would drop or break what others have created: ${named.join(', ')}. Remove that, migrate, and create it again if it still fits.`,
+        `Nothing was migrated, because it would drop or break objects that others have created: ${named.join(', ')}. Remove them, migrate, and create them again if they still fit.`,
       );
     }
     expect(await state()).toEqual(before);
@@ -830,7 +830,7 @@ describe('a refresh', () => {
       const { code, stdout, stderr } = await tree.run(urlAs('owner'), 'drizzle-kit migrate');
       expect(code).toBe(1);
       expect(stdout + stderr).toContain(
-        `Nothing was migrated, because the lock of refreshes could not be taken within 5 minutes: pid ${holder?.pid} (owner, postgres.js) holds ShareUpdateExclusiveLock on view_refreshes. Migrate again once that is over.`,
+        `Nothing was migrated, because the lock of refreshes was not free within 5 minutes: pid ${holder?.pid} (owner, postgres.js) holds ShareUpdateExclusiveLock on view_refreshes. Migrate again once it is free.`,
       );
     });
     expect(await state()).toEqual(before);

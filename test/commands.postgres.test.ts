@@ -129,7 +129,7 @@ describe('drizzle-kit migrate', () => {
     const { code, stdout, stderr } = await run(unmigrated.url, 'drizzle-kit migrate');
     expect(code).toBe(1);
     expect(stdout + stderr).toContain(
-      'Somebody has put a trigger on drizzle.lead_conversions_migrations. Nothing is migrated while it is there.',
+      'Nothing was migrated, because there is a trigger on drizzle.lead_conversions_migrations. Drop it, and migrate again.',
     );
   });
 });
@@ -204,8 +204,8 @@ describe('npm run load', () => {
       code: 0,
       stdout: 'dim_user.csv: 1 rows, 1 inserted, 0 updated, 0 unchanged\n',
       stderr: [
-        'Warning: dim_user.csv: these columns are left out: "hat".\n',
-        'Warning: Not loaded: dim_users.csv. Only files with these names are loaded: dim_branch.csv, dim_user.csv, fct_credit_pack_purchases.csv, fct_membership_purchases.csv, each also as .csv.gz.\n',
+        'Warning: dim_user.csv: these columns are ignored: "hat".\n',
+        'Warning: Not loaded: dim_users.csv. Only files with these names are loaded: dim_branch.csv, dim_user.csv, fct_credit_pack_purchases.csv, fct_membership_purchases.csv, with or without .gz.\n',
       ].join(''),
     });
     expect(await session`select * from dim_user`).toEqual([
@@ -318,7 +318,7 @@ describe('npm run load', () => {
         await sessionThatRuns(session, `%${statement}`);
         process.kill(signal);
         const { stdout, ...rest } = await result;
-        const reason = `Cancelled by ${signal}. The tables are as they were.`;
+        const reason = `Cancelled by ${signal}. The tables have not changed.`;
         expect(rest).toEqual({ code, stderr: expect.stringContaining(`${reason}\n`) });
         expect(JSON.parse(stdout)).toMatchObject({ outcome: 'failed', reason, files: [] });
         await sessionsEnded(session);
@@ -419,7 +419,7 @@ describe('DATABASE_URL', () => {
         code: 1,
         stdout: '',
         stderr:
-          'DATABASE_URL names no folder. Set it to pglite:PATH, with the path of the folder that holds the embedded database.\n',
+          'DATABASE_URL does not name a folder. Set it to pglite:PATH, with the path of the folder of the embedded database.\n',
       });
     },
   );
@@ -464,7 +464,7 @@ describe('DATABASE_URL', () => {
       expect(await run(`pglite:${folder}`, 'npm run refresh')).toEqual({
         code: 1,
         stdout: '',
-        stderr: `There is no database in ${folder}. Migrate first, which creates it.\n`,
+        stderr: `There is no database in ${folder}. Create it with migrate.\n`,
       });
       expect(await readdir(folder)).toEqual([]);
     } finally {

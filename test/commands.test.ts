@@ -74,7 +74,7 @@ test('migrate, load and refresh take an empty database to both reports', {
   });
   expect(await run(url, 'npm run doctor')).toEqual({
     code: 0,
-    stdout: 'The database is as it should be.\n',
+    stdout: 'The database is healthy.\n',
     stderr: '',
   });
 
@@ -159,8 +159,8 @@ describe('--help', () => {
   });
 });
 
-test('the settings of a refresh are those in README.md', async () => {
-  const readme = await readFile('README.md', 'utf8');
+test('scripts/README.md lists the settings of a refresh', async () => {
+  const readme = await readFile('scripts/README.md', 'utf8');
   const rows = readme.matchAll(/^\| `(--\S+)` +\| (?:`(\S+)`)? *\| (?:`(\S+)`)? *\|/gm);
   expect([...rows].map(([, ...cells]) => cells)).toEqual(
     refresh.options
@@ -169,8 +169,8 @@ test('the settings of a refresh are those in README.md', async () => {
   );
 });
 
-test('the settings of a load are those in README.md', async () => {
-  const readme = await readFile('README.md', 'utf8');
+test('schema/README.md lists the settings of a load', async () => {
+  const readme = await readFile('schema/README.md', 'utf8');
   const rows = readme.matchAll(/^\| `(--\S+)` +\| (?:`(\S+)`)? *\| \w/gm);
   expect([...rows].map(([, ...cells]) => cells)).toEqual(
     load.options

@@ -154,17 +154,17 @@ describe('a server with TLS', () => {
     [
       'without its authority',
       () => 'sslmode=verify-full',
-      'Set sslrootcert to the file with the certificate of the authority that signed it.',
+      'Set sslrootcert to a file with the certificate of the authority that signed it.',
     ],
     [
       'with another authority',
       () => `sslmode=verify-ca&sslrootcert=${file('stranger.crt')}`,
-      'Set sslrootcert to the file with the certificate of the authority that signed it.',
+      'Set sslrootcert to a file with the certificate of the authority that signed it.',
     ],
     [
       'with another authority, which counts for sslmode=require, too',
       () => `sslmode=require&sslrootcert=${file('stranger.crt')}`,
-      'Set sslrootcert to the file with the certificate of the authority that signed it.',
+      'Set sslrootcert to a file with the certificate of the authority that signed it.',
     ],
     [
       'under another name',
@@ -190,7 +190,7 @@ describe('a server with TLS', () => {
     expect(await tryAll(`${url}&sslpassword=wrong`)).toEqual(
       all(
         expect.stringMatching(
-          /^TLS cannot begin: .*\. Check the files that sslrootcert, sslcert and sslkey name, and sslpassword\.$/,
+          /^TLS cannot be set up: .*\. Check the files that sslrootcert, sslcert and sslkey name, and sslpassword\.$/,
         ),
       ),
     );
@@ -213,7 +213,7 @@ test.each([
   const { code, stderr } = await run(`${url}?${query}`, 'npm run doctor');
   expect({ code, stderr }).toEqual({
     code: 1,
-    stderr: `The server ${host} does not offer TLS, which sslmode=${mode} requires. Have TLS switched on there. Only in a network that you trust, set sslmode to disable.\n`,
+    stderr: `The server ${host} does not offer TLS, which sslmode=${mode} requires. Enable TLS on the server. In a network that you trust, you may set sslmode to disable instead.\n`,
   });
   expect(await tryAll(`${url}?${query}`)).toEqual(all(stderr.trim()));
 });
@@ -333,7 +333,7 @@ describe('a connection ends in time with', () => {
     expect(await tryAll(`postgres://postgres@127.0.0.1:${port}/gym`)).toEqual(
       all(
         expect.stringMatching(
-          /^TLS with the server \S+ has failed: wrong version number\. Check [^\n]*$/,
+          /^TLS with the server \S+ failed: wrong version number\. Check [^\n]*$/,
         ),
       ),
     );
@@ -351,7 +351,7 @@ describe('a connection ends in time with', () => {
     [
       'what is no Postgres server',
       () => 'HTTP/1.1 400 Bad Request',
-      'does not answer as a Postgres server does',
+      'does not answer like a Postgres server',
     ],
   ])('%s', async (_, answer, said) => {
     const url = `postgres://postgres@127.0.0.1:${await listen(answer)}/gym?connect_timeout=2`;
@@ -474,10 +474,7 @@ describe('a URL', () => {
     [{ PGHOST: 'localhost', PGHOSTADDR: '/run' }, 'hostaddr is the address of a server.'],
     [{ PGSSLMODE: '' }, 'PGSSLMODE is "", which is none of disable,'],
     [{ PGREQUIRESSL: '1' }, 'PGREQUIRESSL is not supported.'],
-    [
-      { PGSSLROOTCERT: '/dev/null' },
-      'The file that sslrootcert names holds no certificate in PEM format.',
-    ],
+    [{ PGSSLROOTCERT: '/dev/null' }, 'The file in sslrootcert has no certificate in PEM format.'],
     [{ PGTARGETSESSIONATTRS: 'master' }, 'PGTARGETSESSIONATTRS is "master", which is none of any,'],
     [{ PGPORT: '5432x' }, 'PGPORT is "5432x", which is not a number from 1 to 65535.'],
   ])('is refused with the variables %o', (env, message) => {

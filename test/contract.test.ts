@@ -5,8 +5,8 @@ import type { ClientConversionEvent, LeadConversion } from '../views/index.ts';
 import * as views from '../views/index.ts';
 import { useDatabase } from './support/database.ts';
 
-// What others depend on. A change here is one for them: "Releases" in the README
-// says what it takes.
+// Pins everything that apps depend on. Before you change an expectation here, read "Releases" in
+// views/README.md.
 
 const database = useDatabase();
 

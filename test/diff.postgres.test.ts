@@ -172,7 +172,7 @@ test('a column that the view does not have yet is named, and the others are comp
   expect(code).toBe(2);
   expect(views[0]).toMatchObject({ ...none, newColumns: ['user_initial'], droppedColumns: [] });
   expect(views[1]).toMatchObject({ ...none, newColumns: [], droppedColumns: [] });
-  expect((await diff()).stdout).toContain('  user_initial: a new column, which is not compared\n');
+  expect((await diff()).stdout).toContain('  user_initial: new, not compared\n');
 });
 
 test('a column of an input table that the database does not have yet is named', async () => {
@@ -189,7 +189,7 @@ test('a column of an input table that the database does not have yet is named', 
     code: 1,
     stdout: '',
     stderr:
-      'The declared fct_client_conversion_events reads dim_user.phone, which this database does not have yet. Compare on a copy of it that has been migrated.\n',
+      'The declared fct_client_conversion_events reads dim_user.phone, which this database does not have yet. Migrate a copy of the database, and compare there.\n',
   });
 });
 
@@ -298,7 +298,7 @@ test('a view that is not populated has nothing to compare with', async () => {
   expect(await diff()).toMatchObject({
     code: 1,
     stderr:
-      'fct_lead_conversions has not been populated, so that it has no rows to compare. Refresh it.\n',
+      'fct_lead_conversions is not populated, so it has no rows to compare. Refresh it first.\n',
   });
 });
 
@@ -307,7 +307,7 @@ test.each([
     ['--view', 'dim_user'],
     '--view is one of fct_client_conversion_events, fct_lead_conversions, not "dim_user".\n',
   ],
-  [['--limit', 'some'], '--limit is a whole number, not "some".\n'],
+  [['--limit', 'some'], '--limit must be a whole number, not "some".\n'],
 ])('refuses %j', async (args, message) => {
   expect(await diff(...args)).toEqual({ code: 1, stdout: '', stderr: message });
 });

@@ -137,7 +137,7 @@ test('distributes the tables in the order that Citus needs, and leaves all else 
   expect(await distribute()).toEqual({
     code: 0,
     stdout: [
-      'dim_branch: 3 rows, whole on every server',
+      'dim_branch: 3 rows, complete on every server',
       'dim_user: 13 rows, 2 shards',
       'fct_credit_pack_purchases: 11 rows, 2 shards',
       'fct_membership_purchases: 11 rows, 2 shards',
@@ -210,7 +210,7 @@ const refusals: Record<string, { make: string | undefined; reason: string | RegE
       {
         make: `set allow_system_table_mods to on; ${make}`,
         reason:
-          'The Citus cluster has no worker that takes shards, so that all rows would stay on this server. Add one: "select citus_add_node(\'HOST\', 5432)".',
+          'The Citus cluster has no worker that takes shards, so all rows would stay on this server. Add a worker: "select citus_add_node(\'HOST\', 5432)".',
       },
     ]),
   ),
@@ -232,7 +232,7 @@ const refusals: Record<string, { make: string | undefined; reason: string | RegE
   'with one table distributed': {
     make: `select distribute('dim_user', 'h', 'user_id', 2)`,
     reason:
-      'Nothing was changed, because Citus already manages some of these tables in another way: dim_branch is not a reference table, fct_credit_pack_purchases is not distributed by user_id beside dim_user, fct_membership_purchases is not distributed by user_id beside dim_user. Load the rows into a new database, and distribute that one.',
+      'Nothing was changed, because Citus already manages some of these tables differently: dim_branch is not a reference table, fct_credit_pack_purchases is not distributed by user_id beside dim_user, fct_membership_purchases is not distributed by user_id beside dim_user. Load the rows into a new database, and distribute that one.',
   },
   'distributed by another column': {
     make: `
@@ -358,7 +358,7 @@ test('waits for a load, names who is in its way, and leaves the views to readers
     expect(await session`select from fct_lead_conversions`).toHaveLength(39);
     process.kill('SIGTERM');
     expect(await result).toMatchObject({
-      ...{ code: 143, stderr: 'Cancelled by SIGTERM. The tables are as they were.\n' },
+      ...{ code: 143, stderr: 'Cancelled by SIGTERM. The tables have not changed.\n' },
     });
   });
 });
@@ -380,7 +380,7 @@ test('doctor knows a distributed database, and what is wrong with it', async () 
   await createStubs();
   await distribute();
   const doctor = async () => (await run(database.url, 'npm run doctor')).stdout;
-  expect(await doctor()).toBe('The database is as it should be.\n');
+  expect(await doctor()).toBe('The database is healthy.\n');
   await session.unsafe(`
     set allow_system_table_mods to on;
     update pg_dist_partition set colocationid = 9 where logicalrelid = 'dim_user'::regclass;
@@ -466,7 +466,7 @@ test('a refresh computes distributed tables anew every time, and keeps loads out
   await createStubs();
   await distribute();
   const recomputed =
-    /^fct_client_conversion_events: 13 rows, 0 inserted, 0 deleted, recomputed as always from distributed tables, \d+ ms\n/;
+    /^fct_client_conversion_events: 13 rows, 0 inserted, 0 deleted, always recomputed, because its tables are distributed, \d+ ms\n/;
   const refresh = (...args: string[]) => run(database.url, 'npm run refresh', args);
   for (let time = 0; time < 2; time += 1) {
     expect(await refresh()).toMatchObject({ code: 0, stdout: expect.stringMatching(recomputed) });

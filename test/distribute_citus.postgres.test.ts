@@ -116,7 +116,7 @@ describe.skipIf(!CITUS_TEST_URL)('on a cluster, as on one server', { timeout: 60
       ...{ code, stderr },
       stdout: stdout
         .replaceAll(/, \d+ ms\b/g, '')
-        .replaceAll(', recomputed as always from distributed tables', ''),
+        .replaceAll(', always recomputed, because its tables are distributed', ''),
     });
     const started = performance.now();
     const ofDistributed = await run(urlOf(distributed), command, args);
@@ -145,7 +145,7 @@ describe.skipIf(!CITUS_TEST_URL)('on a cluster, as on one server', { timeout: 60
     expect(await result).toEqual({
       code: 0,
       stdout: [
-        'dim_branch: 2000 rows, whole on every server',
+        'dim_branch: 2000 rows, complete on every server',
         `dim_user: ${size.users} rows, 32 shards`,
         `fct_credit_pack_purchases: ${size.users * 2.5} rows, 32 shards`,
         `fct_membership_purchases: ${size.users * 2.5} rows, 32 shards`,
@@ -160,7 +160,7 @@ describe.skipIf(!CITUS_TEST_URL)('on a cluster, as on one server', { timeout: 60
     expect(await rowsOf(gym)).toEqual(before);
     expect(await run(urlOf(distributed), 'npm run distribute')).toMatchObject({
       code: 0,
-      stdout: expect.stringContaining('\nNothing to do: the tables were distributed already.\n'),
+      stdout: expect.stringContaining('\nNothing to do: the tables are already distributed.\n'),
     });
     expect(await run(urlOf(distributed, workers[0]), 'npm run distribute')).toEqual({
       ...{ code: 1, stdout: '' },
@@ -238,7 +238,7 @@ describe.skipIf(!CITUS_TEST_URL)('on a cluster, as on one server', { timeout: 60
     expect(await runBoth('npm run load', [files])).toMatchObject({ code: 1 });
     expect(await runBoth('npm run diff')).toMatchObject({ code: 0 });
     expect(await runBoth('npm run doctor')).toEqual({
-      ...{ code: 0, stdout: 'The database is as it should be.\n', stderr: '' },
+      ...{ code: 0, stdout: 'The database is healthy.\n', stderr: '' },
     });
     const out = join(folder, 'report.html');
     expect(await runBoth('npm run report', ['--out', out])).toMatchObject({
@@ -294,7 +294,7 @@ and query ~* '^(select|insert|with|declare)' and query !~ 'pg_prepared_xacts'`;
       }
       await expectSameRows();
       expect(await tree.run(urlOf(distributed), 'npm run doctor')).toEqual({
-        ...{ code: 0, stdout: 'The database is as it should be.\n', stderr: '' },
+        ...{ code: 0, stdout: 'The database is healthy.\n', stderr: '' },
       });
     } finally {
       await tree.remove();
@@ -370,7 +370,7 @@ and query ~* '^(select|insert|with|declare)' and query !~ 'pg_prepared_xacts'`;
       create materialized view fct_lead_conversions as ${declaredText(fctLeadConversions)};
       create unique index on fct_lead_conversions (user_id, client_conversion_event_filter)`);
     expect((await run(urlOf(distributed), 'npm run doctor')).stdout).toContain(
-      'fct_client_conversion_events is not defined as it is declared.\n',
+      'fct_client_conversion_events is defined differently than declared.\n',
     );
   });
 });

@@ -74,7 +74,7 @@ describe('finds and mends', () => {
     {
       what: 'an index that is not valid',
       sabotage: `update pg_index set indisvalid = false where indexrelid = 'dim_user_pkey'::regclass`,
-      finding: 'The index dim_user_pkey is not valid, so that no query uses it.',
+      finding: 'The index dim_user_pkey is not valid, so no query uses it.',
       keys: ['dim_user_pkey'],
     },
     {
@@ -98,13 +98,13 @@ describe('finds and mends', () => {
     {
       what: 'a grant that is gone',
       sabotage: `revoke select on fct_lead_conversions from ${readerRole}`,
-      finding: 'fct_lead_conversions lacks grants that are declared.',
+      finding: 'fct_lead_conversions lacks declared grants.',
       keys: [`select on public.fct_lead_conversions to ${readerRole}`],
     },
     {
       what: 'a comment that is another one',
       sabotage: `comment on column dim_user.name is 'Who.'`,
-      finding: 'dim_user has comments that are not the declared ones.',
+      finding: 'dim_user has comments that differ from their declaration.',
       keys: ['name'],
     },
     {
@@ -198,7 +198,7 @@ test('finds a time zone that the server does not know, with its branches', async
   const { findings } = await doctor();
   expect(findings).toContainEqual({
     finding:
-      'The server does not know the time zone Mars/Olympus of 1 branch, so that no refresh succeeds.',
+      'The server does not know the time zone Mars/Olympus of 1 branch, so no refresh succeeds.',
     keys: ['sydney'],
     remedy: `update public.dim_branch set timezone_id = <the current name> where timezone_id = 'Mars/Olympus';`,
   });
@@ -214,13 +214,13 @@ test('finds migrations that are missing or were changed, and mentions others', a
   await session`update drizzle.lead_conversions_migrations set hash = 'y'`;
   expect((await doctor()).findings).toMatchObject([
     {
-      finding: 'Migrations were changed after this database had them.',
+      finding: 'Migrations were changed after they were applied to this database.',
       keys: landedMigrations.slice(0, 5),
     },
   ]);
   await session`delete from drizzle.lead_conversions_migrations`;
   expect((await doctor()).findings).toMatchObject([
-    { finding: 'The records of the migrations are gone, although tables or views are there.' },
+    { finding: 'The records of the migrations are missing, although there are tables or views.' },
   ]);
 });
 
@@ -230,7 +230,7 @@ test('finds a view that reads another table than is declared, and one that is mi
   expect((await doctor()).findings).toContainEqual(
     expect.objectContaining({
       finding: expect.stringMatching(
-        /^fct_client_conversion_events does not read dim_branch\. A view goes on reading /,
+        /^fct_client_conversion_events does not read dim_branch\. A view keeps reading /,
       ),
     }),
   );
@@ -243,7 +243,7 @@ test('finds a view that reads another table than is declared, and one that is mi
     }),
   );
   expect(notes).toContain(
-    'The rows were not looked at, because tables or views are missing or not populated.',
+    'The rows were not examined, because tables or views are missing or not populated.',
   );
 });
 
@@ -260,7 +260,7 @@ test('finds dead rows that no vacuum removes, and who keeps them', async () => {
     expect(findings).toContainEqual({
       finding: expect.stringMatching(
         new RegExp(
-          `^fct_lead_conversions has \\d+ dead rows that no vacuum removes, because pid ${pid} \\(postgres, postgres\\.js\\) might still want to read them\\.$`,
+          `^fct_lead_conversions has \\d+ dead rows that no vacuum can remove, because pid ${pid} \\(postgres, postgres\\.js\\) might still read them\\.$`,
         ),
       ),
       keys: ['fct_lead_conversions'],
@@ -276,7 +276,7 @@ test('mentions a grant on a view, and what its role may not look at', async () =
     expect(await doctor()).toEqual({
       ...healthy,
       notes: [
-        `Somebody has given others rights on fct_lead_conversions: select on public.fct_lead_conversions to ${role}.`,
+        `fct_lead_conversions has grants to other roles: select on public.fct_lead_conversions to ${role}.`,
       ],
     });
     const url = new URL(database.url);
@@ -335,7 +335,7 @@ test('refuses an age that is none', async () => {
   expect(await run(database.url, 'npm run doctor', ['--max-age', 'old'])).toEqual({
     code: 1,
     stdout: '',
-    stderr: '--max-age is an interval such as 26h or 2 days, not "old".\n',
+    stderr: '--max-age must be an interval such as 26h or 2 days, not "old".\n',
   });
 });
 
@@ -371,32 +371,32 @@ describe('finds', () => {
     [
       'a view that is not populated',
       'refresh materialized view fct_lead_conversions with no data',
-      'fct_lead_conversions is not populated, so that nobody can read it.',
+      'fct_lead_conversions is not populated, so nobody can read it.',
     ],
     [
       'a derived column that has become a plain one',
       `alter table fct_membership_purchases alter column membership_name drop expression;
        update fct_membership_purchases set membership_name = 'Wrong'`,
-      'fct_membership_purchases has 11 rows whose name or source is not that of their details.',
+      'fct_membership_purchases has 11 rows whose name or source differs from their details.',
     ],
     [
       'a key that is another index',
       `alter table fct_membership_purchases drop constraint fct_membership_purchases_user_id_user_membership_id_pk;
        create index fct_membership_purchases_user_id_user_membership_id_pk
        on fct_membership_purchases (branch_id) where false`,
-      'The index fct_membership_purchases_user_id_user_membership_id_pk of fct_membership_purchases is not the declared one.',
+      'The index fct_membership_purchases_user_id_user_membership_id_pk of fct_membership_purchases differs from its declaration.',
     ],
     [
       'a check that checks nothing',
       `alter table dim_user drop constraint dim_user_user_id_check;
        alter table dim_user add constraint dim_user_user_id_check check (true)`,
-      'The constraint dim_user_user_id_check of dim_user is not the declared one.',
+      'The constraint dim_user_user_id_check of dim_user differs from its declaration.',
     ],
     [
       'a foreign key that is a check',
       `alter table dim_user drop constraint dim_user_branch_id_dim_branch_branch_id_fk;
        alter table dim_user add constraint dim_user_branch_id_dim_branch_branch_id_fk check (true)`,
-      'The constraint dim_user_branch_id_dim_branch_branch_id_fk of dim_user is not the declared one.',
+      'The constraint dim_user_branch_id_dim_branch_branch_id_fk of dim_user differs from its declaration.',
     ],
     [
       'rows that refer to nothing',
@@ -407,12 +407,12 @@ describe('finds', () => {
     [
       'a number that is not given any more',
       'alter table view_refreshes alter column id drop identity',
-      'view_refreshes has columns that Postgres fills in otherwise than is declared: derived, numbered or with a default.',
+      'view_refreshes has columns whose derivation, numbering or default differs from the declaration.',
     ],
     [
       'a default',
       `alter table dim_branch alter column timezone_id set default 'Asia/Tokyo'`,
-      'dim_branch has columns that Postgres fills in otherwise than is declared: derived, numbered or with a default.',
+      'dim_branch has columns whose derivation, numbering or default differs from the declaration.',
     ],
     [
       'an unlogged table',
@@ -422,7 +422,7 @@ describe('finds', () => {
     [
       'an inheriting table',
       'create table kid () inherits (dim_user)',
-      'dim_user has inheriting tables, whose rows the views show as well.',
+      'dim_user has inheriting tables, whose rows are also in the views.',
     ],
     [
       'a refresh in the future',
@@ -441,7 +441,7 @@ describe('finds', () => {
     await run(database.url, 'npm run refresh');
     expect((await doctor()).findings).toContainEqual(
       expect.objectContaining({
-        finding: 'fct_client_conversion_events is not defined as it is declared.',
+        finding: 'fct_client_conversion_events is defined differently than declared.',
       }),
     );
   });

@@ -109,7 +109,7 @@ describe('npm run generate', () => {
   test('has nothing to do where the migrations make what is declared', async () => {
     expect(await command('--name', 'nothing')).toEqual({
       code: 0,
-      stdout: 'Nothing to generate: the migrations make what schema/ and views/ declare.\n',
+      stdout: 'Nothing to generate: the migrations match schema/ and views/.\n',
       stderr: '',
     });
     expect(await tree.migrations()).toEqual(landed);
@@ -128,7 +128,7 @@ describe('npm run generate', () => {
       statements: [
         'CREATE INDEX "fct_lead_conversions_branch_id_lead_status_idx" ON "public"."fct_lead_conversions" USING btree ("branch_id","lead_status");',
         `COMMENT ON COLUMN "public"."fct_lead_conversions"."user_id" IS 'The user''s identifier.';`,
-        `COMMENT ON INDEX "public"."fct_lead_conversions_branch_id_lead_status_idx" IS 'Answers for the users of a branch, created between two dates.';`,
+        `COMMENT ON INDEX "public"."fct_lead_conversions_branch_id_lead_status_idx" IS 'Finds the users of a branch, and among them those created between two dates.';`,
         expect.stringContaining(
           'DROP INDEX "public"."fct_lead_conversions_branch_id_local_user_created_at_idx";',
         ),
@@ -198,7 +198,7 @@ describe('npm run generate', () => {
     const [tables, views, ...others] = await generatedFiles();
     expect(others).toEqual([]);
     expect(tables?.heading).toBe(
-      'Changes dim_branch. The views follow in the next migration, so that nobody waits for these tables while they are filled.',
+      'Changes dim_branch. The views follow in the next migration, so nobody waits for these tables while the views are filled.',
     );
     expect(tables?.statements).toEqual([
       expect.stringContaining('LOCK TABLE "public"."dim_branch" IN ACCESS EXCLUSIVE MODE;'),
@@ -224,7 +224,7 @@ describe('npm run generate', () => {
     await retypeBranchId(tree);
     const { heading, statements } = await generated();
     expect(heading).toMatch(
-      /^Changes dim_user\. Replaces fct_client_conversion_events, and fct_lead_conversions, which reads it\. Takes fct_lead_conversions and fct_client_conversion_events down and creates them anew, because they read what changes: readers wait until the end\.$/,
+      /^Changes dim_user\. Replaces fct_client_conversion_events, and fct_lead_conversions, which reads it\. Drops fct_lead_conversions and fct_client_conversion_events and creates them again, because they read a column that changes\. Readers wait until the end\.$/,
     );
     expectInOrder(statements, [
       'CREATE TABLE "lead_conversions_kept"."kept"',
@@ -303,7 +303,7 @@ export const branchUsers = withProperties(
     ]);
     await refused(
       generate('branch_users'),
-      /^branch_users is not among viewsInOrder of views\/refresh\.ts: nothing refreshes it\.\n$/,
+      /^branch_users is not in viewsInOrder of views\/refresh\.ts, so nothing refreshes it\. Add it there\.\n$/,
     );
     await tree.edit(
       'views/refresh.ts',
@@ -374,7 +374,7 @@ export const branchUsers = withProperties(
     await baseline(); // which replaces what has landed since
     expect(await baseline()).toEqual({
       code: 0,
-      stdout: 'Nothing to generate: the baseline makes what schema/ and views/ declare.\n',
+      stdout: 'Nothing to generate: the baseline matches schema/ and views/.\n',
       stderr: '',
     });
   });
@@ -462,7 +462,7 @@ export const branchUsers = withProperties(
     );
     await refused(
       generate('schema'),
-      /^dim_user is not declared in the schema public: declare it with publicTable or publicMaterializedView, /,
+      /^dim_user is not declared in the schema public\. Declare it with publicTable or publicMaterializedView /,
     );
   });
 
@@ -470,7 +470,7 @@ export const branchUsers = withProperties(
     for (const name of ['', 'Days To Conversion']) {
       await refused(
         generate(name),
-        /^Name the migration after what changes, in lower case, digits and underscores: /,
+        /^Name the migration after the change, with lower-case letters, digits and underscores: /,
       );
     }
   });
@@ -479,7 +479,7 @@ export const branchUsers = withProperties(
     await tree.edit('schema/dim_user.ts', [`'Name of the user.'`, `'Full name of the user.'`]);
     await refused(
       command('--check'),
-      /^The migrations do not make what schema\/ and views\/ declare\. .*IS 'Full name of the user\.';\n/s,
+      /^The migrations do not match schema\/ and views\/\. .*IS 'Full name of the user\.';\n/s,
     );
   });
 
@@ -528,7 +528,7 @@ export const branchUsers = withProperties(
     await tree.edit('schema/dim_user.ts', [`'Name of the user.'`, `'Full name of the user.'`]);
     await refused(
       generate('reads'),
-      /^Declare in "reads" what the view reads\. A refresh would say: fct_client_conversion_events reads created_at of dim_user\. /,
+      /^Declare in "reads" every column that the view reads\. A refresh would fail with: fct_client_conversion_events reads created_at of dim_user\. /,
     );
   });
 
@@ -539,20 +539,20 @@ export const branchUsers = withProperties(
     ]);
     await refused(
       generate('columns'),
-      /^The migrations would not make fct_lead_conversions as it is declared: its columns would be /,
+      /^After the migrations, fct_lead_conversions would not match its declaration: its columns would be /,
     );
   });
 
   test('refuses a table, a column, a check and an index without a comment', async () => {
     const column = `name: 'Name of the user.',`;
     await tree.edit('schema/dim_user.ts', [column, '']);
-    await refused(generate('comments'), /^The column name of dim_user has no comment: /);
+    await refused(generate('comments'), /^The column name of dim_user has no comment\. /);
     await tree.edit('schema/dim_user.ts', ['    columns: {', `    columns: { ${column}`]);
     const check = '      dim_user_created_at_check: calendarRangeRule,\n';
     await tree.edit('schema/dim_user.ts', [check, '']);
     await refused(
       generate('comments'),
-      /^The check dim_user_created_at_check of dim_user has no comment: declare it with withProperties, /,
+      /^The check dim_user_created_at_check of dim_user has no comment\. Declare one with withProperties /,
     );
     await tree.edit('views/view_refreshes.ts', [
       '/** One row per view and refresh:',
@@ -560,7 +560,7 @@ export const branchUsers = withProperties(
     ]);
     await tree.edit('views/index.ts', ['{ type RecordedRefresh', '{ notes, type RecordedRefresh']);
     await tree.edit('schema/dim_user.ts', ['    checks: {\n', `    checks: {\n${check}`]);
-    await refused(generate('comments'), /^notes has no comment: /);
+    await refused(generate('comments'), /^notes has no comment\. /);
   });
 
   test('stops where drizzle-kit has a question and nobody can answer', async () => {
@@ -571,7 +571,9 @@ export const branchUsers = withProperties(
     );
     const { code, stderr } = await command('--name', 'rename');
     expect(code).not.toBe(0);
-    expect(stderr).toContain('drizzle-kit has a question. Run "npm run generate" in a terminal.\n');
+    expect(stderr).toContain(
+      'drizzle-kit asks a question. Run "npm run generate" in a terminal to answer it.\n',
+    );
     expect(await tree.migrations()).toEqual(landed);
   });
 });

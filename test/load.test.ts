@@ -145,7 +145,7 @@ describe('loading', () => {
         ],
       }),
     ).rejects.toThrow(
-      'fct_membership_purchases.csv, line 3: user_id "mia", user_membership_id "1" is also in line 2, with other values.',
+      'fct_membership_purchases.csv, line 3: user_id "mia", user_membership_id "1" is already in line 2, with different values.',
     );
   });
 
@@ -239,11 +239,11 @@ describe('loading', () => {
 
 describe('bad input is refused, with its place', () => {
   const adviceOnHeader =
-    'Give other names with --rename FROM=TO, and leave out what the table does not have with --ignore-columns';
+    'Use --rename FROM=TO for columns with other names, and --ignore-columns for columns that the table does not have';
   const zoneRule =
     'must be an IANA time zone name that Postgres knows, such as Europe/Dublin, not an abbreviation (CET) or an offset (FOO+3)';
   const noTime =
-    'is not a time. Write 2024-06-01 or 2024-06-01T12:30:00Z. An offset such as +05:30 may replace the Z; without one, the time is UTC';
+    'is not a time. Write 2024-06-01 or 2024-06-01T12:30:00Z. You may write an offset such as +05:30 instead of Z. Without one, the time is UTC';
   const headerOfUsers = `The columns of dim_user are user_id, branch_id, name, email, created_at, in any order. ${adviceOnHeader}.`;
   const badFiles: { what: string; files: Record<string, string[] | Buffer>; says: string }[] = [
     {
@@ -290,7 +290,7 @@ describe('bad input is refused, with its place', () => {
           `known,,2,,,"{""name"": ""${'x'.repeat(1001)}""}"`,
         ],
       },
-      says: `fct_membership_purchases.csv, line 3, column membership_purchase_details: ${JSON.stringify(`{"name": "${'x'.repeat(70)}`)}... must not have a name or a source that is longer than 1,000 bytes.`,
+      says: `fct_membership_purchases.csv, line 3, column membership_purchase_details: ${JSON.stringify(`{"name": "${'x'.repeat(70)}`)}... must not have a name or a source of more than 1,000 bytes.`,
     },
     {
       what: 'an identifier that is too long',
@@ -328,12 +328,12 @@ describe('bad input is refused, with its place', () => {
     {
       what: 'one key with two values',
       files: { 'dim_user.csv': [users, 'a,,A,,', 'b,,"B\nB",,', 'a,,B,,'] },
-      says: 'dim_user.csv, line 5: user_id "a" is also in line 2, with other values.',
+      says: 'dim_user.csv, line 5: user_id "a" is already in line 2, with different values.',
     },
     {
       what: 'one key of two columns with two values',
       files: { 'fct_membership_purchases.csv': [memberships, 'known,,1,,,', 'known,,1,,,{}'] },
-      says: 'fct_membership_purchases.csv, line 3: user_id "known", user_membership_id "1" is also in line 2, with other values.',
+      says: 'fct_membership_purchases.csv, line 3: user_id "known", user_membership_id "1" is already in line 2, with different values.',
     },
     {
       what: 'a row with too many fields',
@@ -378,7 +378,7 @@ describe('bad input is refused, with its place', () => {
     {
       what: 'an empty file',
       files: { 'dim_user.csv': [] },
-      says: `dim_user.csv: the file has no header, or one that is quoted wrongly. ${headerOfUsers}`,
+      says: `dim_user.csv: the file has no header, or a header with wrong quotes. ${headerOfUsers}`,
     },
     {
       what: 'a file that is no text',
@@ -400,7 +400,7 @@ describe('bad input is refused, with its place', () => {
 
   test('a folder without any of the files', async () => {
     await expect(load({ 'users.csv': [users] })).rejects.toThrow(
-      `There is nothing to load in ${folder}: it has none of dim_branch.csv, dim_user.csv, fct_credit_pack_purchases.csv, fct_membership_purchases.csv, nor one of them as .csv.gz.`,
+      `There is nothing to load in ${folder}: it has none of dim_branch.csv, dim_user.csv, fct_credit_pack_purchases.csv, fct_membership_purchases.csv, with or without .gz.`,
     );
   });
 

@@ -92,7 +92,7 @@ describe('a second load', () => {
     });
     expect(await second).toMatchObject({
       code: 0,
-      stderr: `Nothing was loaded, for want of a lock within 100ms: pid ${pid} (postgres, postgres.js) holds ShareUpdateExclusiveLock on input_loads.\nTrying again in 1 s (1 of 5).\n`,
+      stderr: `Nothing was loaded: it got no lock within 100ms, because pid ${pid} (postgres, postgres.js) holds ShareUpdateExclusiveLock on input_loads.\nTrying again in 1 s (1 of 5).\n`,
     });
   });
 
@@ -193,7 +193,7 @@ describe('whoever keeps a load from', () => {
           stdout: '',
           stderr: expect.stringMatching(
             new RegExp(
-              `^Nothing was loaded, for want of a lock within 100ms: pid ${await pidOf(other)} \\(postgres, postgres\\.js\\) holds \\w+Lock on dim_user\\.\\n$`,
+              `^Nothing was loaded: it got no lock within 100ms, because pid ${await pidOf(other)} \\(postgres, postgres\\.js\\) holds \\w+Lock on dim_user\\.\\n$`,
             ),
           ),
         });
@@ -209,7 +209,7 @@ describe('whoever keeps a load from', () => {
       expect(await load(path, ...briefly)).toEqual({
         code: 1,
         stdout: '',
-        stderr: `Nothing was loaded, for want of a lock within 100ms: pid ${await pidOf(other)} (postgres, postgres.js) holds RowExclusiveLock on dim_user.\n`,
+        stderr: `Nothing was loaded: it got no lock within 100ms, because pid ${await pidOf(other)} (postgres, postgres.js) holds RowExclusiveLock on dim_user.\n`,
       });
     });
     expect(await names()).toEqual([{ user_id: 'mia', name: null }]);
@@ -311,7 +311,7 @@ test('options that npm has taken for itself are refused', async () => {
   await expect(npm).rejects.toMatchObject({
     code: 1,
     stderr:
-      'npm has taken --snapshot for a setting of its own. Put -- before all options: npm run load -- --snapshot …\n',
+      'npm took --snapshot as one of its own settings. Put -- before all options: npm run load -- --snapshot …\n',
   });
   expect(await names()).toEqual([]);
 });
@@ -324,7 +324,7 @@ test('a value that Postgres does not take is said with its option', async () => 
   ]) {
     expect(await load(path, ...args)).toMatchObject({
       code: 1,
-      stderr: expect.stringContaining(`\nIt was given by ${args[0]} or LEAD_CONVERSIONS_`),
+      stderr: expect.stringContaining(`\nIt comes from ${args[0]} or LEAD_CONVERSIONS_`),
     });
   }
 });
@@ -429,7 +429,7 @@ describe('a role that loads', () => {
       code: 1,
       stdout: '',
       stderr:
-        'Nothing was loaded: query would be affected by row-level security policy for table "dim_user". A load has to see all rows. Load as the owner of the tables, or exempt the role: "alter role … bypassrls".\n',
+        'Nothing was loaded: query would be affected by row-level security policy for table "dim_user". A load must see all rows. Load as the owner of the tables, or exempt the role: "alter role … bypassrls".\n',
     });
     expect(await session`select from dim_user`).toHaveLength(2);
   });

@@ -119,7 +119,7 @@ describe('a time', () => {
     ...['2024-06-01T12:30:05,5', '2024-06-01 12:30:05+5', '2024-06-01t12:30z', '٢٠٢٤-٠٦-٠١'],
   ])('%j is refused, with the form that is accepted', async (time) => {
     expect(await refusal({ 'dim_user.csv': `${users}\nmia,,,,"${time}"\n` })).toBe(
-      `dim_user.csv, line 2, column created_at: ${JSON.stringify(time)} is not a time. Write 2024-06-01 or 2024-06-01T12:30:00Z. An offset such as +05:30 may replace the Z; without one, the time is UTC.`,
+      `dim_user.csv, line 2, column created_at: ${JSON.stringify(time)} is not a time. Write 2024-06-01 or 2024-06-01T12:30:00Z. You may write an offset such as +05:30 instead of Z. Without one, the time is UTC.`,
     );
   });
 
@@ -140,7 +140,7 @@ describe('a time', () => {
     '%j is refused, because it is in no year from 1 to 9999',
     async (time) => {
       expect(await refusal({ 'dim_user.csv': `${users}\nmia,,,,${time}\n` })).toContain(
-        'does not lie in the years 1 to 9999 (UTC).',
+        'is not in the years 1 to 9999 (UTC).',
       );
     },
   );
@@ -204,8 +204,8 @@ describe('quoting', () => {
       }),
     ).toBe(
       [
-        'dim_user.csv, line 3: a field has a quote in it, but is not quoted. Put quotes around the field, and double the one in it.',
-        'dim_user.csv, line 4: a field has a quote in it, but is not quoted. Put quotes around the field, and double the one in it.',
+        'dim_user.csv, line 3: a field has a quote in it, but is not quoted. Put quotes around the field, and double the quote in it.',
+        'dim_user.csv, line 4: a field has a quote in it, but is not quoted. Put quotes around the field, and double the quote in it.',
         `dim_user.csv, line 5: there is text between the closing quote of a field and the next field. Double each quote within a field, or load with --escape '\\' if the file writes \\" in its place.`,
       ].join('\n'),
     );
@@ -365,7 +365,7 @@ describe('a file', () => {
     ['no gzip file', Buffer.from(text)],
   ])('with .gz that is %s is refused', async (_, content) => {
     expect(await refusal({ 'dim_user.csv.gz': content })).toMatch(
-      /^dim_user\.csv\.gz: this is no gzip file, or it is damaged or cut off \(.+\)\. Name it \.csv if it is plain, otherwise copy it again\.$/,
+      /^dim_user\.csv\.gz: this is not a gzip file, or it is damaged or incomplete \(.+\)\. Name it \.csv if it is not compressed, otherwise copy it again\.$/,
     );
   });
 
@@ -378,13 +378,13 @@ describe('a file', () => {
         'dim_user.csv.gz': Buffer.concat([gzipSync(text), Buffer.alloc(500), ...parts]),
       }),
     ).toBe(
-      'dim_user.csv.gz: the gzip file goes on after its end, with what would not be read. Pack it again.',
+      'dim_user.csv.gz: the gzip file has data after its end, which would not be read. Compress it again.',
     );
   });
 
   test('is refused beside another one for the same table', async () => {
     expect(await refusal({ 'dim_user.csv': text, 'dim_user.csv.gz': gzipSync(text) })).toBe(
-      'FOLDER has both dim_user.csv and dim_user.csv.gz. Leave the one that is to be loaded.',
+      'FOLDER has both dim_user.csv and dim_user.csv.gz. Remove the one that is not to be loaded.',
     );
   });
 
@@ -407,7 +407,7 @@ describe('a file', () => {
         'notes.md': '',
       }),
     ).toEqual([
-      'Not loaded: DIM_BRANCH.CSV, dim_user.csv.bak, dim_users.csv. Only files with these names are loaded: dim_branch.csv, dim_user.csv, fct_credit_pack_purchases.csv, fct_membership_purchases.csv, each also as .csv.gz.',
+      'Not loaded: DIM_BRANCH.CSV, dim_user.csv.bak, dim_users.csv. Only files with these names are loaded: dim_branch.csv, dim_user.csv, fct_credit_pack_purchases.csv, fct_membership_purchases.csv, with or without .gz.',
     ]);
   });
 
@@ -473,14 +473,14 @@ describe('a header', () => {
       await refusal({ 'dim_user.csv': `${users}\na,,,,soon\n` }, { rename: ['member=user_id'] }),
     ).toMatch(/^dim_user\.csv, line 2, [^\n]+\nNo file has the column [^\n]+$/);
     expect(await refusal({ 'dim_user.csv': `${users}\n` }, { rename: ['member=user'] })).toBe(
-      '--rename is FROM=TO, with a column of an input table as TO, not "member=user".',
+      '--rename must be FROM=TO, with a column of an input table as TO, not "member=user".',
     );
   });
 
   test('may have other columns if they are to be left out, which is mentioned', async () => {
     const files = { 'dim_user.csv': `shoe size,${users},hat\n43,mia,,Mia,,,none\n` };
     expect(await load(files, { ignoreColumns: true })).toEqual([
-      'dim_user.csv: these columns are left out: "shoe size", "hat".',
+      'dim_user.csv: these columns are ignored: "shoe size", "hat".',
     ]);
     expect(await storedUsers()).toMatchObject([{ userId: 'mia', name: 'Mia' }]);
     expect(await refusal(files)).toContain('dim_user.csv: the table has no "shoe size", "hat". ');
@@ -560,7 +560,7 @@ test('quotes may be escaped with a backslash, which means nothing else', async (
       .orderBy(asc(fctMembershipPurchases.userMembershipId)),
   ).toMatchObject([{ membershipName: '5" \\ é \n' }, { membershipName: 'é' }]);
   expect(await refusal({ 'dim_user.csv': `${users}\n` }, { escape: "'" })).toBe(
-    `--escape is " or \\, not "'".`,
+    `--escape must be " or \\, not "'".`,
   );
 });
 
@@ -592,8 +592,8 @@ describe('what is wrong', () => {
         'dim_branch.csv, line 2, column timezone_id: "Mars/Olympus" must be an IANA time zone name that Postgres knows, such as Europe/Dublin, not an abbreviation (CET) or an offset (FOO+3).',
         'dim_branch.csv, line 3, column created_at: "2024-13-01" is not a valid date or time.',
         'dim_branch.csv, line 3, column timezone_id: "CET" must be an IANA time zone name that Postgres knows, such as Europe/Dublin, not an abbreviation (CET) or an offset (FOO+3).',
-        'dim_user.csv, line 2, column created_at: "soon" is not a time. Write 2024-06-01 or 2024-06-01T12:30:00Z. An offset such as +05:30 may replace the Z; without one, the time is UTC.',
-        'dim_user.csv, line 3: user_id "a" is also in line 2, with other values.',
+        'dim_user.csv, line 2, column created_at: "soon" is not a time. Write 2024-06-01 or 2024-06-01T12:30:00Z. You may write an offset such as +05:30 instead of Z. Without one, the time is UTC.',
+        'dim_user.csv, line 3: user_id "a" is already in line 2, with different values.',
         'dim_user.csv, line 4, column branch_id: dim_branch has no branch_id "b9".',
         'fct_membership_purchases.csv, line 2, column membership_purchase_details: "nope" is not JSON.',
         'fct_membership_purchases.csv, line 3, column membership_purchase_details: "[]" must be a JSON object, or JSON null.',
@@ -636,8 +636,8 @@ describe('what is wrong', () => {
     expect(
       says.split('\n').map((line) => line.replace(/.*line (\d).*(has an escape .*)/, '$1 $2')),
     ).toEqual([
-      '2 has an escape that stands for no character that Postgres can store.',
-      '3 has an escape that stands for no character that Postgres can store.',
+      '2 has an escape for a character that Postgres cannot store.',
+      '3 has an escape for a character that Postgres cannot store.',
     ]);
   });
 

@@ -215,10 +215,10 @@ describe('a snapshot is refused, and changes nothing,', () => {
 
   test('that lacks users or branches whose rows are in tables without a file', async () => {
     expect(await refusal({ users: ['a/mia'], creditPacks: ['mia/1'] })).toBe(
-      'dim_user.csv: the file lacks user_id "sam", "zoe", which fct_membership_purchases refers to. --snapshot would delete them from dim_user. Load fct_membership_purchases.csv as well, or complete the file.',
+      'dim_user.csv: the file does not have user_id "sam", "zoe", which fct_membership_purchases refers to. --snapshot would delete them from dim_user. Load fct_membership_purchases.csv as well, or complete the file.',
     );
     expect(await refusal({ branches: ['a'] })).toBe(
-      'dim_branch.csv: the file lacks branch_id "b", which dim_user refers to. --snapshot would delete it from dim_branch. Load dim_user.csv as well, or complete the file.',
+      'dim_branch.csv: the file does not have branch_id "b", which dim_user refers to. --snapshot would delete it from dim_branch. Load dim_user.csv as well, or complete the file.',
     );
   });
 
@@ -251,7 +251,7 @@ describe('where somebody has put a trigger on a table', () => {
   afterEach(() => database.db.execute(sql`drop function public.meddle cascade`));
 
   const refused =
-    'Nothing was loaded, because dim_user did not become what the files are. Either a trigger or a rule changes what is written, or other sessions keep writing to the same rows. Disable the trigger or rule, or load again when nobody else writes.';
+    'Nothing was loaded, because dim_user would not match the files. Either a trigger or a rule changes the rows, or other sessions keep writing to the same rows. Disable the trigger or rule, or load again when nobody else writes.';
 
   test('that keeps rows out, the load is refused', async () => {
     await trigger('insert', `case when new.user_id <> 'sam' then new end`);
@@ -283,7 +283,7 @@ test('a table with inheriting tables is refused', async () => {
   await database.db.execute(sql`create table public.old_users () inherits (public.dim_user)`);
   try {
     await expect(load({ users: ['/mia'] })).rejects.toThrow(
-      'dim_user has inheriting tables, whose rows a load cannot tell from those of the table. Move their rows into it, and remove the inheritance: "alter table … no inherit dim_user".',
+      'dim_user has inheriting tables, and a load cannot tell their rows from those of the table. Move their rows into it, and remove the inheritance: "alter table … no inherit dim_user".',
     );
   } finally {
     await database.db.execute(sql`drop table public.old_users`);

@@ -119,7 +119,7 @@ describe('npm run migrate', () => {
         stdout: '',
         stderr: expect.stringMatching(
           new RegExp(
-            `^Nothing was migrated, because the lock of deploys could not be taken within 300ms: pid ${holder?.pid} \\(postgres, postgres\\.js\\) holds ShareUpdateExclusiveLock on lead_conversions_migrations\\. Migrate again once that is over\\.\n$`,
+            `^Nothing was migrated, because the lock of deploys was not free within 300ms: pid ${holder?.pid} \\(postgres, postgres\\.js\\) holds ShareUpdateExclusiveLock on lead_conversions_migrations\\. Migrate again once it is free\\.\n$`,
           ),
         ),
       });
@@ -167,7 +167,7 @@ describe('npm run migrate', () => {
       code: 1,
       stdout: '',
       stderr:
-        '0000_lead_conversions has failed and changed nothing. relation "fct_lead_conversions" already exists\n',
+        '0000_lead_conversions failed, and changed nothing. relation "fct_lead_conversions" already exists\n',
     });
     expect(await session`select tablename from pg_tables where schemaname = 'public'`).toEqual([]);
     expect(await records()).toEqual([]);
@@ -183,7 +183,7 @@ describe('npm run migrate', () => {
         code: 1,
         stdout: '',
         stderr:
-          'This role may not migrate: permission denied for schema drizzle. Migrate as the role that owns the tables and views, or as a member of it.\n',
+          'This role may not migrate: permission denied for schema drizzle. Migrate as the owner of the tables and views, or as a member of that role.\n',
       });
     } finally {
       await session`drop role may_not_migrate`;
@@ -245,7 +245,7 @@ describe('npm run migrate', () => {
       stdout: '',
       stderr: expect.stringMatching(
         new RegExp(
-          `^${laterTables} is not the migration that this database has had: its file has been changed since\\. `,
+          `^The file of ${laterTables} was changed after it was applied to this database\\. `,
         ),
       ),
     });
@@ -264,7 +264,7 @@ describe('npm run migrate', () => {
     expect(await later.run(unmigrated.url, 'npm run migrate')).toEqual({
       code: 1,
       stdout: '',
-      stderr: `${laterTables} was never applied to this database, but is older than ${laterViews}. Generate it again, so that it comes last.\n`,
+      stderr: `${laterTables} was never applied to this database, but is older than ${laterViews}. Generate it again, so it comes last.\n`,
     });
   });
 
@@ -301,7 +301,7 @@ describe('npm run migrate', () => {
     });
     expect(await run(unmigrated.url, 'npm run migrate', ['--max-loss', '20'])).toMatchObject({
       code: 1,
-      stderr: 'The loss that is allowed (--max-loss) is a percentage from 0% to 100%, not "20".\n',
+      stderr: 'The allowed loss (--max-loss) must be a percentage from 0% to 100%, not "20".\n',
     });
     expect(await run(unmigrated.url, 'npm run migrate', ['--lock-timeout', 'soon'])).toMatchObject({
       code: 1,

@@ -146,6 +146,7 @@ test('holds compiled code, the declarations of its entries and the migrations, a
     ...migrations.map((name) => `dist/schema/migrations/${name}`),
     'dist/schema/migrations/meta/_journal.json',
     'package.json',
+    ...['schema', 'scripts', 'views'].map((folder) => `${folder}/README.md`),
   ]);
 });
 
@@ -258,7 +259,7 @@ describe('npx lead-conversions', () => {
     expect(outcome).toBe('refreshed');
     expect(views).toMatchObject([{ rows: 13 }, { rows: 13 * filters }]);
     expect(await npx('diff')).toMatch(/^(fct_\w+: \d+ rows, nothing would change\n){2}$/);
-    expect(await npx('doctor')).toBe('The database is as it should be.\n');
+    expect(await npx('doctor')).toBe('The database is healthy.\n');
   });
 
   test('needs no file that it may write', async () => {
@@ -346,7 +347,7 @@ describe('npx lead-conversions', () => {
           await sessionsThatWait(session);
           running.kill(signal);
           await vi.waitUntil(() => said.includes('\n'), patience);
-          expect(said).toBe('Cancelled by SIGTERM. The views are as they were.\n');
+          expect(said).toBe('Cancelled by SIGTERM. The views have not changed.\n');
           await sessionsEnded(session);
         });
       },

@@ -5,8 +5,8 @@ import { promisify } from 'node:util';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { type ScratchTree, scratchTree } from './support/scratch_tree.ts';
 
-// What README.md says under "Changing a view", carried out to the letter, in a copy of this
-// package with its tests.
+// Follows "Changing a view" in views/README.md to the letter, in a copy of this package with its
+// tests.
 
 let tree: ScratchTree;
 beforeEach(async () => {
@@ -19,8 +19,8 @@ afterEach(() => tree.remove());
 
 /** The code in that section, in its order. */
 async function blocks(language: 'ts' | 'sql'): Promise<string[]> {
-  const readme = await readFile('README.md', 'utf8');
-  const [, section = ''] = /^## Changing a view\n(.*?)^## /ms.exec(readme) ?? [];
+  const readme = await readFile('views/README.md', 'utf8');
+  const [, section = ''] = readme.split('\n## Changing a view\n');
   const found = section.matchAll(new RegExp(`\`\`\`${language}\\n(.*?)\`\`\``, 'gs'));
   return [...found].map(([, code = '']) => code.replace(/^ {3}/gm, '').trimEnd());
 }
@@ -103,7 +103,7 @@ const daysBetween = (one: string | null, other: string | null) =>
         `firstCreditPackSource: string | null;\n      daysToConversion: number | null;`,
       ],
     );
-    await tree.edit('README.md', [
+    await tree.edit('views/README.md', [
       /(?<=^\| `first_credit_pack_source` .*\n)/m,
       `| \`days_to_conversion\` | Days from the creation of the user to the purchase that came first. |\n`,
     ]);

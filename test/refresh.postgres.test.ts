@@ -187,7 +187,7 @@ describe('a refresh', () => {
       ).toEqual({
         code: 1,
         stdout: '',
-        stderr: `fct_lead_conversions was not refreshed, for want of a lock within 500ms: pid ${holder?.pid} (${holder?.role}, postgres.js) holds ExclusiveLock on fct_lead_conversions.\n`,
+        stderr: `fct_lead_conversions was not refreshed: it got no lock within 500ms, because pid ${holder?.pid} (${holder?.role}, postgres.js) holds ExclusiveLock on fct_lead_conversions.\n`,
       });
     });
     expect(await seenBy(session)).toEqual({ users: 0, rows: 0 * filters, refreshes: 0 });
@@ -241,7 +241,7 @@ describe('a refresh', () => {
       await setTimeout(5);
       process.kill(signal); // npm passes on what the whole process group has got already
       const { stdout, ...rest } = await result;
-      const reason = `Cancelled by ${signal}. The views are as they were.`;
+      const reason = `Cancelled by ${signal}. The views have not changed.`;
       expect(rest).toEqual({ code, stderr: `${reason}\n` });
       expect(JSON.parse(stdout)).toEqual({ ...nothingDone, outcome: 'failed', reason });
       // Its statement still waits for the lock here, unless it was cancelled there.
@@ -366,7 +366,7 @@ describe('the bounds of a refresh', () => {
   ])('are taken from the options, then from the environment: %j', async (args, timeout) => {
     await whileLocked(async () => {
       const { stderr } = await run(database.url, 'npm run refresh', args, variables);
-      expect(stderr).toContain(`for want of a lock within ${timeout}: `);
+      expect(stderr).toContain(`it got no lock within ${timeout}, because `);
     });
   });
 
@@ -374,9 +374,9 @@ describe('the bounds of a refresh', () => {
     [
       '--lock-timeout',
       '2 weeks',
-      'It was given by --lock-timeout or LEAD_CONVERSIONS_LOCK_TIMEOUT.\n',
+      'It comes from --lock-timeout or LEAD_CONVERSIONS_LOCK_TIMEOUT.\n',
     ],
-    ['--retries', 'many', '--retries is a number of times, not "many".\n'],
+    ['--retries', 'many', '--retries must be a number from 0 to 9999, not "many".\n'],
   ])('are said to be wrong: %s %s', async (option, value, message) => {
     const { code, stdout, stderr } = await run(database.url, 'npm run refresh', [
       ...[option, value, '--json'],

@@ -210,7 +210,7 @@ describe('input that is suddenly missing', () => {
     'is allowed as a percentage, not as %j',
     async (maxLoss) => {
       await expect(refresh({ maxLoss })).rejects.toThrow(
-        `The loss that is allowed (--max-loss) is a percentage from 0% to 100%, not ${JSON.stringify(maxLoss)}.`,
+        `The allowed loss (--max-loss) must be a percentage from 0% to 100%, not ${JSON.stringify(maxLoss)}.`,
       );
     },
   );
@@ -305,7 +305,7 @@ test('tells each step as it begins', async () => {
 
 test('refuses to be part of another transaction', async () => {
   await expect(database.db.transaction((tx) => refreshViews(tx))).rejects.toThrow(
-    'refreshViews makes a transaction of its own, and cannot run in another. Call it on the database.',
+    'refreshViews cannot run in a transaction, because it starts its own. Call it on the database.',
   );
 });
 
@@ -346,7 +346,7 @@ describe('before it begins, a refresh says what is wrong and what to do:', () =>
     try {
       await expect(refresh()).rejects.toThrow(
         new RegExp(
-          `^The database has no ${name}, although it has \\w+: it has been dropped or renamed\\. Give it its name again, or create it with the statements of its migration\\.$`,
+          `^The database has no ${name}, although it has \\w+: it has been dropped or renamed\\. Rename it back, or create it again with the statements in its migration\\.$`,
         ),
       );
     } finally {
@@ -398,7 +398,7 @@ describe('before it begins, a refresh says what is wrong and what to do:', () =>
         expect(error.cause.message).toBe('could not create unique index "flawed"'),
       );
       await expect(refresh()).rejects.toThrow(
-        `fct_lead_conversions has no unique index that REFRESH … CONCURRENTLY can use${flaw}. Create the one of its migration again.`,
+        `fct_lead_conversions has no unique index that REFRESH … CONCURRENTLY can use${flaw}. Create it again with the statement in its migration.`,
       );
     } finally {
       await execute(
@@ -459,7 +459,7 @@ describe('before it begins, a refresh says what is wrong and what to do:', () =>
         `set role ${role}`,
       );
       await expect(refresh()).rejects.toThrow(
-        `The role ${role} may not write view_refreshes, where each refresh is recorded and locks out others. Grant it select, insert and update on that table.`,
+        `The role ${role} may not write view_refreshes. Each refresh is recorded there, and locks the table. Grant the role select, insert and update on it.`,
       );
       await execute(
         'reset role',
@@ -474,7 +474,7 @@ describe('before it begins, a refresh says what is wrong and what to do:', () =>
     await execute('set track_counts = off');
     try {
       await expect(refresh()).rejects.toThrow(
-        'track_counts is off in this database, so that a refresh cannot count the rows that it changes. Turn it on; autovacuum needs it too.',
+        'track_counts is off in this database, so a refresh cannot count the rows that it changes. Turn it on. Autovacuum needs it too.',
       );
     } finally {
       await execute('reset track_counts');

@@ -71,7 +71,7 @@ describe('when the process', () => {
         await sessionsThatWait(session);
         npm.kill(signal);
         await vi.waitUntil(() => said.includes('\n'), patience);
-        expect(said).toBe('Cancelled by SIGTERM. The views are as they were.\n');
+        expect(said).toBe('Cancelled by SIGTERM. The views have not changed.\n');
         await sessionsEnded(session);
       });
       expect(await seenBy(session)).toEqual(before);
@@ -80,7 +80,7 @@ describe('when the process', () => {
 
   describe('loses its connection during the commit,', () => {
     const lost = expect.stringMatching(
-      /^The connection was lost during the commit \(.+\), so that it is not known whether the work is done\. /,
+      /^The connection was lost during the commit \(.+\), so it is not known whether the work is done\. /,
     );
 
     test('it tries again, and says what is not counted', async () => {
@@ -92,7 +92,7 @@ describe('when the process', () => {
         outcome: 'refreshed',
         views: [{ inserted: 0 }, { inserted: 0 }],
         warnings: [
-          'The connection was lost during the commit of an attempt before. What that has done is not counted here.',
+          'An earlier attempt lost its connection during the commit. What it did is not counted here.',
         ],
         retries: [lost],
       });
@@ -119,7 +119,7 @@ describe('when the process', () => {
       expect(JSON.parse(stdout)).toMatchObject({
         outcome: 'failed',
         reason:
-          'Cancelled by SIGTERM. The connection was lost during the commit of an attempt before, so that it is not known whether the work is done.',
+          'Cancelled by SIGTERM. An earlier attempt lost its connection during the commit, so it is not known whether the work is done.',
         retries: [lost],
       });
       await network.close();

@@ -145,7 +145,7 @@ test('a refresh that waits for the history is cancelled on the server, too', asy
     expect(await result).toEqual({
       code: 143,
       stdout: '',
-      stderr: 'Cancelled by SIGTERM. The views are as they were.\n',
+      stderr: 'Cancelled by SIGTERM. The views have not changed.\n',
     });
     await sessionsEnded(owner);
   });
@@ -191,7 +191,7 @@ describe('a vacuum of the history', () => {
       expect(await refresh('--lock-timeout', '500ms', '--retries', '0')).toEqual({
         code: 1,
         stdout: '',
-        stderr: `fct_client_conversion_events was not refreshed, for want of a lock within 500ms: pid ${pid} (owner, postgres.js) holds ShareUpdateExclusiveLock on view_refreshes.\n`,
+        stderr: `fct_client_conversion_events was not refreshed: it got no lock within 500ms, because pid ${pid} (owner, postgres.js) holds ShareUpdateExclusiveLock on view_refreshes.\n`,
       });
     });
   });
@@ -239,7 +239,7 @@ test('a prepared transaction that has the lock is no refresh, and is named', asy
       code: 1,
       stdout: '',
       stderr:
-        "fct_client_conversion_events was not refreshed, for want of a lock within 500ms: the prepared transaction 'forgotten' of owner holds ShareUpdateExclusiveLock on view_refreshes.\n",
+        "fct_client_conversion_events was not refreshed: it got no lock within 500ms, because the prepared transaction 'forgotten' of owner holds ShareUpdateExclusiveLock on view_refreshes.\n",
     });
   } finally {
     await owner`rollback prepared 'forgotten'`;

@@ -329,7 +329,7 @@ describe('a table or view that was swapped by renaming it stops the refresh', ()
       stdout: '',
       stderr: expect.stringMatching(
         new RegExp(
-          `^${view} does not read ${name}\\. A view goes on reading the tables and columns with which it was created, [^\n]*\\. It reads [^\n]*was_there_before[^\n]*\\.\n$`,
+          `^${view} does not read ${name}\\. A view keeps reading the tables and columns with which it was created, [^\n]*\\. It reads [^\n]*was_there_before[^\n]*\\.\n$`,
         ),
       ),
     });
@@ -469,7 +469,7 @@ test('zones that the server has forgotten are named with their branches', async 
       code: 1,
       stdout: '',
       stderr:
-        'Nothing was refreshed, because the server does not know the time zones of some branches any more: Australia/West (branch perth); US/Eastern (branch boston 1, boston 2, boston 3, boston 4, boston 5 and 2 more). Either write the current name of each zone to dim_branch.timezone_id, such as America/New_York for US/Eastern, or install the legacy names on the server: the package tzdata-legacy on Debian and Ubuntu.\n',
+        'Nothing was refreshed, because the server no longer knows the time zones of some branches: Australia/West (branch perth); US/Eastern (branch boston 1, boston 2, boston 3, boston 4, boston 5 and 2 more). Either write the current name of each zone to dim_branch.timezone_id (America/New_York for US/Eastern), or install the legacy names on the server (the package tzdata-legacy on Debian and Ubuntu).\n',
     });
     await owner`update dim_branch set timezone_id = 'America/New_York' where timezone_id = 'US/Eastern'`;
     await owner`update dim_branch set timezone_id = 'Australia/Perth' where timezone_id = 'Australia/West'`;
@@ -485,7 +485,7 @@ describe('dead rows that a vacuum may not remove are a warning', () => {
   const warning = (holder: string) =>
     expect.stringMatching(
       new RegExp(
-        `^Warning: fct_client_conversion_events was refreshed and vacuumed, but 1 dead row remains in it, which ${holder} might still want to read\\. The view grows with every refresh until that ends\\.\nWarning: fct_lead_conversions .* 2 dead rows `,
+        `^Warning: fct_client_conversion_events was refreshed and vacuumed, but 1 dead row remains in it, because ${holder} might still read them\\. The view grows with every refresh until that ends\\.\nWarning: fct_lead_conversions .* 2 dead rows `,
       ),
     );
 
@@ -555,7 +555,7 @@ describe('a vacuum that takes too long', () => {
     await admin`alter role owner set statement_timeout = '1s'`;
     try {
       expect((await vacuumSlowly('1min'))[0]).toBe(
-        'fct_client_conversion_events was refreshed, but not vacuumed: canceling statement due to statement timeout. That is the statement_timeout of the role, the database or the server, which also holds for VACUUM: raise it with "alter role".',
+        'fct_client_conversion_events was refreshed, but not vacuumed: canceling statement due to statement timeout. That is the statement_timeout of the role, the database or the server, which also applies to VACUUM. Raise it with "alter role".',
       );
     } finally {
       await admin`alter role owner reset statement_timeout`;
@@ -577,7 +577,7 @@ test('a lock that was not to be had is tried again', async () => {
   const { code, stdout } = (await night) as Result;
   expect(code).toBe(0);
   expect(JSON.parse(stdout).retries[0]).toMatch(
-    /^fct_lead_conversions was not refreshed, for want of a lock within 200ms: pid /,
+    /^fct_lead_conversions was not refreshed: it got no lock within 200ms, because pid /,
   );
   expect(await statusesOf(3)).toEqual(client);
 });
@@ -589,7 +589,7 @@ describe('what is missing is said as it is:', () => {
       code: 1,
       stdout: '',
       stderr:
-        'The role other may not use the schema public, where the views are. Grant it usage on that schema.\n',
+        'The role other may not use the schema public, where the views are. Grant the role usage on that schema.\n',
     });
   });
 

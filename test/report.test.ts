@@ -516,7 +516,7 @@ test('warns of what makes the figures doubtful', async () => {
   );
   await refresh(hoursAgo(-1));
   expect(warningsOf(await read())).toEqual([
-    'The age of these figures is not known: the latest refresh is in the future by the server’s clock.',
+    'The age of these figures is not known: by the server’s clock, the latest refresh is in the future.',
   ]);
   await database.db.execute(sql`update view_refreshes set server = 'another'`);
   expect(warningsOf(await read())).toEqual([
@@ -550,7 +550,7 @@ test.each(['2026', '2026-13', '2026-1', '0000-01', '2026-01-01', "'"])(
   'refuses %s as a month',
   async (since) => {
     await expect(read({ since })).rejects.toThrow(
-      `--since is a month, such as 2026-01, not ${JSON.stringify(since)}.`,
+      `--since must be a month such as 2026-01, not ${JSON.stringify(since)}.`,
     );
   },
 );
@@ -558,16 +558,14 @@ test.each(['2026', '2026-13', '2026-1', '0000-01', '2026-01-01', "'"])(
 test('refuses a branch that is not there, whatever it is called', async () => {
   const branch = `b' or '1' = '1`;
   await expect(read({ branch })).rejects.toThrow(
-    `There is no branch ${JSON.stringify(branch)} in dim_branch. --branch is a branch_id.`,
+    `There is no branch ${JSON.stringify(branch)} in dim_branch. Use the branch_id of a branch.`,
   );
 });
 
 test('refuses a view that is not populated', async () => {
   const { db } = database;
   await db.refreshMaterializedView(fctLeadConversions).withNoData();
-  await expect(read()).rejects.toThrow(
-    'fct_lead_conversions has not been populated. Refresh it first.',
-  );
+  await expect(read()).rejects.toThrow('fct_lead_conversions is not populated. Refresh it first.');
 });
 
 test('writes 0% and 100% of none and of all alone', () => {

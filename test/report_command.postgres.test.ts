@@ -130,16 +130,19 @@ test('replaces the file that is there whole, with its permissions, also behind a
 });
 
 test.each([
-  [['--branch', 'nowhere'], 'There is no branch "nowhere" in dim_branch. --branch is a branch_id.'],
-  [['--since', 'May'], '--since is a month, such as 2026-01, not "May".'],
+  [
+    ['--branch', 'nowhere'],
+    'There is no branch "nowhere" in dim_branch. Use the branch_id of a branch.',
+  ],
+  [['--since', 'May'], '--since must be a month such as 2026-01, not "May".'],
   [
     ['--out', '/tmp/no such folder/report.html'],
-    '--out "/tmp/no such folder/report.html" is in no folder. Create the folder first.',
+    '--out "/tmp/no such folder/report.html" is in a folder that does not exist. Create the folder first.',
   ],
   [['--out', '/tmp'], '--out "/tmp" is not a file. Name the HTML file to write.'],
   [['--out', '/dev/null'], '--out "/dev/null" is not a file. Name the HTML file to write.'],
-  [['--out', ''], '--out "" names no file. Name the HTML file to write.'],
-  [['--out', './'], '--out "./" names no file. Name the HTML file to write.'],
+  [['--out', ''], '--out "" does not name a file. Name the HTML file to write.'],
+  [['--out', './'], '--out "./" does not name a file. Name the HTML file to write.'],
   [['--out', '--json'], '--out is followed by --json instead of a value.'],
   [['--title', '--branch'], '--title is followed by --branch instead of a value.'],
   [['--title', ' '], '--title is empty. Leave it out, or give the page a title.'],
@@ -160,7 +163,7 @@ test('takes a name as long as the system does, and refuses a link that leads now
   expect(await report()).toMatchObject({
     ...{
       code: 1,
-      stderr: `--out "${out}" is a link to a file that is not there. Remove the link.\n`,
+      stderr: `--out "${out}" is a link to a file that does not exist. Remove the link.\n`,
     },
   });
 });
@@ -188,7 +191,7 @@ test('says what is missing without --out, and where npm has taken it for its own
   expect(await run(database.url, 'npm run report', [], byNpm)).toEqual({
     ...{ code: 1, stdout: '' },
     stderr:
-      'npm has taken --out for a setting of its own. Put -- before all options: npm run report -- --out …\n',
+      'npm took --out as one of its own settings. Put -- before all options: npm run report -- --out …\n',
   });
 });
 
@@ -251,7 +254,7 @@ test('refuses a view that does not have the filters of this version', async () =
   const counts = deployed.map((filter) => `13 under ${filter}`);
   expect(await report()).toEqual({
     ...{ code: 1, stdout: '' },
-    stderr: `fct_lead_conversions does not have the same users under each of the filters ${declared.join(', ')}: ${counts.join(', ')}. Migrate the database to this version, and refresh it.\n`,
+    stderr: `fct_lead_conversions does not have the same users under all filters ${declared.join(', ')}: ${counts.join(', ')}. Migrate the database to this version, and refresh it.\n`,
   });
 });
 

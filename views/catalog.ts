@@ -170,7 +170,7 @@ export async function catalogView(
   if (!uniqueIndexes?.some(({ flaw }) => flaw === null)) {
     const flaws = uniqueIndexes?.map((index) => `${index.name} ${index.flaw}`).join(', ');
     throw new Error(
-      `${name} has no unique index that REFRESH … CONCURRENTLY can use${flaws ? `: ${flaws}` : ''}. Create the one of its migration again.`,
+      `${name} has no unique index that REFRESH … CONCURRENTLY can use${flaws ? `: ${flaws}` : ''}. Create it again with the statement in its migration.`,
     );
   }
   for (const relation of declared) {
@@ -181,14 +181,14 @@ export async function catalogView(
     if (!read || strange !== undefined) {
       const what = read ? `reads ${strange} of ${relation.name}` : `does not read ${relation.name}`;
       throw new Error(
-        `${name} ${what}. A view goes on reading the tables and columns with which it was created, also after they were renamed or moved. It reads ${inputs.map(nameOf).join(', ')}. Rename them back, and bring the rows into what the view reads, or create the view anew with the statements of its migration.`,
+        `${name} ${what}. A view keeps reading the tables and columns with which it was created, even after they are renamed or moved. It reads ${inputs.map(nameOf).join(', ')}. Rename them back, and load the rows into the tables that the view reads, or create the view again with the statements in its migration.`,
       );
     }
   }
   const unreadable = inputs.find(({ isTable, isReadable }) => isTable && !isReadable);
   if (isToRefresh && unreadable) {
     throw new Error(
-      `The role ${role} may not read ${nameOf(unreadable)}, which a refresh locks and counts. Grant it select on that table.`,
+      `The role ${role} may not read ${nameOf(unreadable)}, which a refresh locks and counts. Grant the role select on that table.`,
     );
   }
   const distributed = await readDistributed(db);
@@ -228,7 +228,7 @@ export const missing = (relation: string, other: string | undefined): Error =>
   new Error(
     other === undefined
       ? `The database has no ${relation}: it has not been migrated. Migrate it first.`
-      : `The database has no ${relation}, although it has ${other}: it has been dropped or renamed. Give it its name again, or create it with the statements of its migration.`,
+      : `The database has no ${relation}, although it has ${other}: it has been dropped or renamed. Rename it back, or create it again with the statements in its migration.`,
   );
 
 /**

@@ -44,7 +44,7 @@ with
 -- One row per user who ever bought a membership: the first one. The earliest
 -- instant wins. A purchase without a time comes after every dated one and still
 -- counts. Of purchases at the same instant, the lowest identifier in byte order
--- wins, so that every refresh picks the same one.
+-- wins, so every refresh picks the same one.
 first_memberships as (
 
     select distinct on (user_id)
@@ -105,10 +105,10 @@ user_first_purchases as (
         users.created_at at time zone users.timezone_id
             as local_user_created_at,
 
-        -- Which kind came first is judged by instant, before any time zone. A
-        -- purchase without a time, like one that was never made, is later than
-        -- every dated one; at the same instant the membership converts. NULL
-        -- for a lead, who has bought neither.
+        -- Which kind came first is decided by instant, before any time zone
+        -- is applied. A purchase without a time, and one that was never made,
+        -- are later than every dated one. At the same instant, the membership
+        -- converts. NULL for a lead, who has bought neither.
         case
             when
                 coalesce(
@@ -140,8 +140,8 @@ user_first_purchases as (
     left join first_credit_packs
         on users.user_id = first_credit_packs.user_id
 
-    -- For speed: with the final order here already, Postgres computes the
-    -- columns above once per row, and not again wherever they are used below.
+    -- For speed: because the rows are already sorted here, Postgres computes
+    -- the columns above once per row, and not again for each use below.
     order by users.user_id
 
 )
@@ -150,9 +150,9 @@ user_first_purchases as (
 -- begin with client_conversion_ repeat the first purchase of the kind that came
 -- first.
 --
--- For speed: the rows leave in the byte order of user_id. REFRESH MATERIALIZED
--- VIEW CONCURRENTLY sorts all new rows without a NULL by their bytes, to see that
--- there are no duplicates, and rows in order are sorted at a glance.
+-- For speed: the rows are in the byte order of user_id. REFRESH MATERIALIZED
+-- VIEW CONCURRENTLY sorts all new rows without a NULL by their bytes to look for
+-- duplicates. Rows that are already in order take little time to sort.
 select
     user_id,
     branch_id,
@@ -191,17 +191,17 @@ order by user_id
 `),
   {
     comment:
-      'One row per user, leads included: the first membership, the first credit pack, and as client_conversion_... whichever of the two came first. Local times are in the time zone of the branch in branch_id, UTC if there is none.',
+      'One row per user, leads included: the first membership, the first credit pack, and as client_conversion_... the one of the two that came first. Local times are in the time zone of the branch in branch_id, or in UTC if there is none.',
     columns: {
       userId: 'Identifier of the user.',
-      branchId: 'Branch of the user, whose time zone is that of every local time in the row.',
+      branchId: 'Branch of the user. Every local time in the row is in its time zone.',
       localUserCreatedAt: 'Local time at which the user was created.',
       leadStatus: 'CLIENT once the user has bought a membership or a credit pack, LEAD before.',
       clientConversionEventType:
-        'Kind of purchase that came first, MEMBERSHIP or USER_CREDIT (a credit pack). MEMBERSHIP where both came at the same instant. NULL for a lead.',
+        'Kind of purchase that came first, MEMBERSHIP or USER_CREDIT (a credit pack). MEMBERSHIP if both came at the same instant. NULL for a lead.',
       clientConversionEventId: 'Identifier of the purchase that came first.',
       clientConversionEventLocalCreatedAt:
-        'Local time of the purchase that came first. NULL also where upstream gave no time.',
+        'Local time of the purchase that came first. NULL for a lead, and if upstream gave no time.',
       clientConversionEventName: 'Name of the product bought in the purchase that came first.',
       clientConversionEventSource: 'Source of the purchase that came first.',
       firstUserMembershipId: 'Identifier of the first membership that the user bought.',

@@ -52,8 +52,8 @@ conversion_filters (
 
 ),
 
--- One row per user and filter: the kind of purchase that converts the user
--- when only what the filter considers counts, NULL where that leaves a lead.
+-- One row per user and filter: the kind of purchase that converts the user, if
+-- only the purchases that the filter considers count. NULL for a lead.
 filtered_conversions as (
 
     select
@@ -62,8 +62,8 @@ filtered_conversions as (
         events.local_user_created_at,
         conversion_filters.client_conversion_event_filter,
 
-        -- Where the filter considers both kinds, whichever came first, as
-        -- fct_client_conversion_events has judged it by instant.
+        -- If the filter considers both kinds, the one that came first converts.
+        -- fct_client_conversion_events has decided this by instant.
         case
             when
                 conversion_filters.considers_memberships
@@ -90,8 +90,8 @@ filtered_conversions as (
     from public.fct_client_conversion_events as events
     cross join conversion_filters
 
-    -- For speed: with the final order here already, Postgres computes the type
-    -- once per row, and not again wherever it is used below.
+    -- For speed: because the rows are already sorted here, Postgres computes
+    -- the type once per row, and not again for each use below.
     order by
         user_id asc,
         client_conversion_event_type asc nulls last,
@@ -100,15 +100,15 @@ filtered_conversions as (
 )
 
 -- One row per user and filter: the columns of figure 1.4.2 of the requirements.
--- A user who bought only what the filter leaves out is a LEAD under it, with no
--- conversion.
+-- A user who bought only what the filter does not consider is a LEAD under it,
+-- without a conversion.
 --
--- For speed: the rows come in the order of their bytes, column by column. What
--- is between user_id and lead_status is the same in all rows of a user, a CLIENT
--- comes before a LEAD, whose type is NULL, and what is between type and filter
--- follows from the type. REFRESH MATERIALIZED VIEW CONCURRENTLY sorts all rows
--- without a NULL like that, to see that there are no duplicates, and then has
--- nothing to move.
+-- For speed: the rows are in the order of their bytes, column by column. The
+-- columns between user_id and lead_status are the same in all rows of a user. A
+-- CLIENT comes before a LEAD, whose type is NULL. The columns between type and
+-- filter follow from the type. REFRESH MATERIALIZED VIEW CONCURRENTLY sorts all
+-- rows without a NULL in this order to look for duplicates, and then has nothing
+-- to move.
 select
     user_id,
     branch_id,
@@ -143,10 +143,10 @@ order by
 `),
   {
     comment:
-      'One row per user and filter, three per user, leads included: the purchase that converted the user when only what client_conversion_event_filter considers counts as a conversion. Local times are in the time zone of the branch in branch_id, UTC if there is none.',
+      'One row per user and filter, three per user, leads included: the purchase that converted the user, if only the purchases that client_conversion_event_filter considers count as a conversion. Local times are in the time zone of the branch in branch_id, or in UTC if there is none.',
     columns: {
       userId: 'Identifier of the user.',
-      branchId: 'Branch of the user, whose time zone is that of every local time in the row.',
+      branchId: 'Branch of the user. Every local time in the row is in its time zone.',
       localUserCreatedAt: 'Local time at which the user was created.',
       leadStatus:
         'CLIENT if the user has bought anything that the filter considers, otherwise LEAD.',
@@ -154,11 +154,11 @@ order by
         'Kind of the converting purchase, MEMBERSHIP or USER_CREDIT (a credit pack). NULL for a lead.',
       clientConversionEventId: 'Identifier of the converting purchase.',
       clientConversionEventLocalCreatedAt:
-        'Local time of the converting purchase. NULL also where upstream gave no time.',
+        'Local time of the converting purchase. NULL for a lead, and if upstream gave no time.',
       clientConversionEventName: 'Name of the product bought in the converting purchase.',
       clientConversionEventSource: 'Source of the converting purchase.',
       clientConversionEventFilter:
-        'What the row counts as a conversion: MEMBERSHIP memberships only, USER_CREDIT credit packs only, ALL both. A report reads one of the three.',
+        'Purchases that count as a conversion in this row. MEMBERSHIP: only memberships. USER_CREDIT: only credit packs. ALL: both. A report reads one of the three.',
     },
     uniqueKey: ['userId', 'clientConversionEventFilter'],
     reads: [
@@ -178,7 +178,7 @@ order by
     indexes: [
       {
         on: ['branchId', 'localUserCreatedAt'],
-        comment: 'Answers for the users of a branch, created between two dates.',
+        comment: 'Finds the users of a branch, and among them those created between two dates.',
       },
     ],
     grants: { [readerRole]: { select: 'all' } },

@@ -162,7 +162,7 @@ export async function refreshViews<Schema extends Record<string, unknown>>(
 ): Promise<RefreshReport> {
   if (is(db, PgTransaction)) {
     throw new Error(
-      'refreshViews makes a transaction of its own, and cannot run in another. Call it on the database.',
+      'refreshViews cannot run in a transaction, because it starts its own. Call it on the database.',
     );
   }
   const session = db as unknown as Session;
@@ -264,7 +264,7 @@ export function percentOf(text: string): number {
   const [, number = ''] = /^(\d+(?:\.\d+)?) ?%$/.exec(text) ?? [];
   if (number === '' || Number(number) > 100) {
     throw new Error(
-      `The loss that is allowed (--max-loss) is a percentage from 0% to 100%, not ${JSON.stringify(text)}.`,
+      `The allowed loss (--max-loss) must be a percentage from 0% to 100%, not ${JSON.stringify(text)}.`,
     );
   }
   return Number(number);
@@ -330,12 +330,12 @@ async function preflight(tx: Session): Promise<CatalogedView[]> {
   }
   if (!facts?.mayWrite) {
     throw new Error(
-      `The role ${facts?.role} may not write ${history}, where each refresh is recorded and locks out others. Grant it select, insert and update on that table.`,
+      `The role ${facts?.role} may not write ${history}. Each refresh is recorded there, and locks the table. Grant the role select, insert and update on it.`,
     );
   }
   if (!facts.countsTuples) {
     throw new Error(
-      'track_counts is off in this database, so that a refresh cannot count the rows that it changes. Turn it on; autovacuum needs it too.',
+      'track_counts is off in this database, so a refresh cannot count the rows that it changes. Turn it on. Autovacuum needs it too.',
     );
   }
   return catalog;
@@ -351,7 +351,7 @@ async function refuseIncomplete(tx: Session, history: string): Promise<void> {
     .from(once);
   if (!schema?.mayUse) {
     throw new Error(
-      `The role ${schema?.role} may not use the schema public, where the views are. Grant it usage on that schema.`,
+      `The role ${schema?.role} may not use the schema public, where the views are. Grant the role usage on that schema.`,
     );
   }
   const names = [...new Set([...viewsInOrder.flatMap(namesOf), history])];
@@ -615,7 +615,8 @@ async function explainFailure(
     );
   if (cause.code === QUERY_CANCELED) {
     const holders = await holdersInTheWay();
-    const waiting = holders.length > 0 ? ` In its way: ${holders.join(', ')}.` : '';
+    const waiting =
+      holders.length > 0 ? ` These sessions may have blocked it: ${holders.join(', ')}.` : '';
     return new Error(
       `${view.name} was not refreshed: ${cause.message}. The statement timeout was ${statementTimeout}.${waiting}`,
       { cause },
@@ -623,9 +624,9 @@ async function explainFailure(
   }
   if (cause.code === LOCK_NOT_AVAILABLE) {
     const holders = await holdersInTheWay();
-    const holding = holders.join(', ') || 'the session that held it has ended since';
+    const holding = holders.join(', ') || 'the session that held it has ended';
     return new Error(
-      `${view.name} was not refreshed, for want of a lock within ${lockTimeout}: ${holding}.`,
+      `${view.name} was not refreshed: it got no lock within ${lockTimeout}, because ${holding}.`,
       { cause },
     );
   }
@@ -637,8 +638,8 @@ async function explainFailure(
     const secured = await ask((tx) => tablesWithPolicies(tx, view));
     const reason =
       secured.length > 0
-        ? `row-level security may keep rows of ${secured.join(' and ')} from ${view.owner}, who owns the view. A refresh takes all rows or none. Exempt that role: "alter role ${view.owner} bypassrls", or "alter table … no force row level security" where it owns the table.`
-        : `${cause.message}. Postgres computes a view with the privileges of its owner: grant them to ${view.owner}.`;
+        ? `row-level security may hide rows of ${secured.join(' and ')} from ${view.owner}, the owner of the view. A refresh needs all rows. Exempt that role: "alter role ${view.owner} bypassrls", or "alter table … no force row level security" if it owns the table.`
+        : `${cause.message}. Postgres computes a view with the privileges of its owner: grant select on what it reads to ${view.owner}.`;
     return new Error(`${view.name} was not refreshed, because ${reason}`, { cause });
   }
   return error;
@@ -649,7 +650,7 @@ function describeZones(unknown: Awaited<ReturnType<typeof branchesOfUnknownZones
     const others = branches > some.length ? ` and ${branches - some.length} more` : '';
     return `${zone} (branch ${some.join(', ')}${others})`;
   });
-  return `Nothing was refreshed, because the server does not know the time zones of some branches any more: ${zones.join('; ')}. Either write the current name of each zone to dim_branch.timezone_id, such as America/New_York for US/Eastern, or install the legacy names on the server: the package tzdata-legacy on Debian and Ubuntu.`;
+  return `Nothing was refreshed, because the server no longer knows the time zones of some branches: ${zones.join('; ')}. Either write the current name of each zone to dim_branch.timezone_id (America/New_York for US/Eastern), or install the legacy names on the server (the package tzdata-legacy on Debian and Ubuntu).`;
 }
 
 /** Which tables that a view reads have row-level security that holds for its owner. */

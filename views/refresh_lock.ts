@@ -123,5 +123,5 @@ async function reasonNotToRefresh(tx: Session): Promise<string | undefined> {
   const since = holder.since ? `, since ${holder.since}` : '';
   return holder.isRefresh
     ? `a refresh or a migration is already running (pid ${holder.pid}${since})`
-    : `somebody holds off refreshes (pid ${holder.pid}, ${holder.who}${since})`;
+    : `somebody is holding off refreshes (pid ${holder.pid}, ${holder.who}${since})`;
 }

@@ -112,7 +112,7 @@ export async function knowingOutcome<Result>(
     }
     throw Object.assign(
       new Error(
-        `The connection was lost during the commit (${cause.message}), so that it is not known whether the work is done. Run this again: what is done already stays as it is.`,
+        `The connection was lost during the commit (${cause.message}), so it is not known whether the work is done. Run this again: work that is already done is not done twice.`,
         { cause },
       ),
       { isUnknown: true },

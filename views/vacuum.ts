@@ -74,12 +74,12 @@ export async function vacuum(
       const rows =
         after.deadRows === 1 ? '1 dead row remains' : `${after.deadRows} dead rows remain`;
       return [
-        `${view} was ${done} and vacuumed, but ${rows} in it, which ${holders} might still want to read. The view grows with every refresh until that ends.`,
+        `${view} was ${done} and vacuumed, but ${rows} in it, because ${holders} might still read them. The view grows with every refresh until that ends.`,
       ];
     }
     if (overdue.signal.aborted) {
       return [
-        `${view} was ${done} and vacuumed, which took longer than the statement timeout of ${statementTimeout}. It can only be cancelled on a second connection.`,
+        `${view} was ${done} and vacuumed, but the vacuum took longer than the statement timeout of ${statementTimeout}. It can only be cancelled on a second connection.`,
       ];
     }
     return [];
@@ -87,7 +87,7 @@ export async function vacuum(
     const { code, message } = causeOf(error);
     const advice =
       code === QUERY_CANCELED
-        ? ' That is the statement_timeout of the role, the database or the server, which also holds for VACUUM: raise it with "alter role".'
+        ? ' That is the statement_timeout of the role, the database or the server, which also applies to VACUUM. Raise it with "alter role".'
         : '';
     return [`${view} was ${done}, but not vacuumed: ${message}.${advice}`];
   } finally {

@@ -22,24 +22,24 @@ export const viewRefreshes = withProperties(
   }),
   {
     comment:
-      'One row per view and refresh, written in the transaction of the refresh: how fresh each view is, and what the refreshes did. The latest row of a view is the one with the highest id among those of this server. A refresh reads that one; older ones may be deleted.',
+      'One row per view and refresh, written in the transaction of the refresh. It shows how fresh each view is and what the refreshes did. The latest row of a view is the one with the highest id for this server. The next refresh needs it. Older rows may be deleted.',
     columns: {
       id: 'Number of the row. A later refresh has a higher one.',
       view: 'Name of the view.',
       startedAt:
-        'Instant at which the refresh began, the same for all views of one refresh. The view holds all that was committed by then.',
+        'Instant at which the refresh began, the same for all views of one refresh. The view shows everything that was committed by then.',
       finishedAt:
-        'Instant at which the view was up to date. Readers saw it with the commit, once all views were.',
-      mode: 'How the view was brought up to date: concurrently, by changing the rows that differed; populate, by a plain REFRESH of a view that was not populated; unchanged, by nothing, because nothing that it reads had changed.',
+        'Instant at which the view was up to date. Readers saw it after the commit, when all views were up to date.',
+      mode: 'How the view was brought up to date. concurrently: the rows that differed were changed. populate: a plain REFRESH filled a view that was not populated. unchanged: nothing was done, because nothing that the view reads had changed.',
       rows: 'Rows in the view after the refresh.',
       inserted: 'Rows that the refresh inserted. A changed row is one deleted and one inserted.',
       deleted: 'Rows that the refresh deleted.',
       durationMs: 'How long the refresh of this view took, in milliseconds.',
       packageVersion: 'Version of lead-conversions that refreshed the view.',
       server:
-        'Server that the refresh ran on: system_identifier of pg_control_system(). Rows of another one have come here with a copy of the data, and say nothing of the views here.',
+        'Server on which the refresh ran: system_identifier of pg_control_system(). Rows of another server came here with a copy of the data, and say nothing about the views here.',
       basis:
-        'What the refresh saw of the view and of all that it reads, by which the next one knows whether they are unchanged. NULL where it could not see all of it: the next one recomputes the view.',
+        'What the refresh saw of the view and of everything that the view reads. The next refresh compares it with what it sees, to know whether anything has changed. NULL if the refresh could not see everything: the next one then recomputes the view.',
     },
     grants: { [readerRole]: { select: 'all' } },
   },

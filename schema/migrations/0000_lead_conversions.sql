@@ -1,11 +1,11 @@
--- Creates all that lead-conversions keeps in a database: the input tables, the
--- history of the refreshes, the two reports, and the role that reads them.
--- Written by "npm run generate -- --baseline" from what schema/ and views/
--- declare.
+-- Creates everything that lead-conversions keeps in a database: the input
+-- tables, the history of loads and refreshes, the two views, and the role that
+-- reads them. Written by "npm run generate -- --baseline" from the declarations
+-- in schema/ and views/.
 --
--- Names in here are those of pg_catalog, or have their schema with them. What
--- others have created under the same names, in a schema that everybody may
--- write to, is never meant.
+-- Every name in this file is in pg_catalog or has its schema. So it never means
+-- an object that others have created under the same name in a schema that they
+-- may write to.
 SET LOCAL search_path TO pg_catalog, pg_temp;--> statement-breakpoint
 SET LOCAL statement_timeout TO 0;--> statement-breakpoint
 SET LOCAL lock_timeout TO '10s';--> statement-breakpoint
@@ -23,20 +23,20 @@ SET LOCAL citus.multi_shard_modify_mode TO 'sequential';--> statement-breakpoint
 DO $$
 BEGIN
 	IF to_regclass('drizzle.lead_conversions_migrations') IS NULL THEN
-		RAISE EXCEPTION 'The migrations of lead-conversions are recorded in drizzle.lead_conversions_migrations, apart from those of other apps. Migrate with migrationsTable: ''lead_conversions_migrations''.';
+		RAISE EXCEPTION 'The migrations of lead-conversions must be recorded in drizzle.lead_conversions_migrations, apart from those of other apps. Migrate with migrationsTable: ''lead_conversions_migrations''.';
 	END IF;
 	SET LOCAL lock_timeout TO '10min';
 	LOCK TABLE drizzle.lead_conversions_migrations IN SHARE UPDATE EXCLUSIVE MODE;
 	SET LOCAL lock_timeout TO '10s';
 	IF EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'drizzle.lead_conversions_migrations'::regclass) THEN
-		RAISE EXCEPTION 'Somebody has put a trigger on drizzle.lead_conversions_migrations. Nothing is migrated while it is there.';
+		RAISE EXCEPTION 'Nothing was migrated, because there is a trigger on drizzle.lead_conversions_migrations. Drop it, and migrate again.';
 	END IF;
 	IF to_regclass('public.dim_branch') IS NOT NULL THEN
 		IF EXISTS (SELECT FROM drizzle.lead_conversions_migrations) THEN
-			RAISE EXCEPTION 'This database is migrated already, as drizzle.lead_conversions_migrations says: by another deploy at this moment, or by an earlier baseline, which needs a new database. Migrate with the schema drizzle and migrationsTable: ''lead_conversions_migrations''.';
+			RAISE EXCEPTION 'This database has already been migrated, according to drizzle.lead_conversions_migrations: by another deploy at this moment, or by an earlier baseline, which needs a new database. Migrate with the schema drizzle and migrationsTable: ''lead_conversions_migrations''.';
 		END IF;
 		RAISE EXCEPTION 'This database was migrated by an earlier, unreleased version. Create a new database and load it again.'
-			USING HINT = 'If public.dim_branch is a table of your own, lead-conversions needs a database without one.';
+			USING HINT = 'If public.dim_branch is your own table, use a database without a table of that name.';
 	END IF;
 END
 $$;--> statement-breakpoint
@@ -60,10 +60,10 @@ COMMENT ON COLUMN "public"."dim_branch"."name" IS 'Name of the branch.';--> stat
 COMMENT ON COLUMN "public"."dim_branch"."email" IS 'E-mail address of the branch.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."dim_branch"."city" IS 'City where the branch is.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."dim_branch"."country" IS 'Country where the branch is.';--> statement-breakpoint
-COMMENT ON COLUMN "public"."dim_branch"."timezone_id" IS 'IANA time zone of the branch, such as Europe/Dublin. It is the clock of the local times of the branch and of its users in every report. NULL counts as UTC.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."dim_branch"."timezone_id" IS 'IANA time zone of the branch, such as Europe/Dublin. All local times of its users are in this time zone. NULL counts as UTC.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."dim_branch"."created_at" IS 'Instant at which the branch was created.';--> statement-breakpoint
 COMMENT ON CONSTRAINT "dim_branch_branch_id_check" ON "public"."dim_branch" IS 'must be at most 255 bytes long';--> statement-breakpoint
-COMMENT ON CONSTRAINT "dim_branch_created_at_check" ON "public"."dim_branch" IS 'must lie in the years 1 to 9999 (UTC)';--> statement-breakpoint
+COMMENT ON CONSTRAINT "dim_branch_created_at_check" ON "public"."dim_branch" IS 'must be in the years 1 to 9999 (UTC)';--> statement-breakpoint
 COMMENT ON CONSTRAINT "dim_branch_timezone_id_check" ON "public"."dim_branch" IS 'must be an IANA time zone name that Postgres knows, such as Europe/Dublin, not an abbreviation (CET) or an offset (FOO+3)';--> statement-breakpoint
 
 -- One row per user of a gym, who is a lead until the first purchase of a
@@ -81,12 +81,12 @@ CREATE TABLE "public"."dim_user" (
 ALTER TABLE "public"."dim_user" ADD CONSTRAINT "dim_user_branch_id_dim_branch_branch_id_fk" FOREIGN KEY ("branch_id") REFERENCES "public"."dim_branch"("branch_id") ON DELETE no action ON UPDATE no action;--> statement-breakpoint
 COMMENT ON TABLE "public"."dim_user" IS 'One row per user of a gym, who is a lead until the first purchase of a membership or credit pack.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."dim_user"."user_id" IS 'Identifier of the user.';--> statement-breakpoint
-COMMENT ON COLUMN "public"."dim_user"."branch_id" IS 'Branch that the user belongs to, whose time zone is the clock of all local times of the user.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."dim_user"."branch_id" IS 'Branch that the user belongs to. All local times of the user are in its time zone.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."dim_user"."name" IS 'Name of the user.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."dim_user"."email" IS 'E-mail address of the user.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."dim_user"."created_at" IS 'Instant at which the user was created.';--> statement-breakpoint
 COMMENT ON CONSTRAINT "dim_user_branch_id_check" ON "public"."dim_user" IS 'must be at most 255 bytes long';--> statement-breakpoint
-COMMENT ON CONSTRAINT "dim_user_created_at_check" ON "public"."dim_user" IS 'must lie in the years 1 to 9999 (UTC)';--> statement-breakpoint
+COMMENT ON CONSTRAINT "dim_user_created_at_check" ON "public"."dim_user" IS 'must be in the years 1 to 9999 (UTC)';--> statement-breakpoint
 COMMENT ON CONSTRAINT "dim_user_user_id_check" ON "public"."dim_user" IS 'must be at most 255 bytes long';--> statement-breakpoint
 
 -- One row per credit pack that a user bought.
@@ -113,21 +113,21 @@ ALTER TABLE "public"."fct_credit_pack_purchases" ADD CONSTRAINT "fct_credit_pack
 CREATE INDEX "fct_credit_pack_purchases_first" ON "public"."fct_credit_pack_purchases" USING btree ("user_id","credit_pack_purchased_at","credit_pack_id","credit_pack_name","credit_pack_source");--> statement-breakpoint
 COMMENT ON TABLE "public"."fct_credit_pack_purchases" IS 'One row per credit pack that a user bought.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_credit_pack_purchases"."user_id" IS 'User who bought the credit pack.';--> statement-breakpoint
-COMMENT ON COLUMN "public"."fct_credit_pack_purchases"."branch_id" IS 'Branch that sold the credit pack, not always that of the user.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."fct_credit_pack_purchases"."branch_id" IS 'Branch that sold the credit pack. It may not be the branch of the user.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_credit_pack_purchases"."credit_pack_id" IS 'Identifier of the purchased credit pack within its user.';--> statement-breakpoint
-COMMENT ON COLUMN "public"."fct_credit_pack_purchases"."credit_pack_purchased_at" IS 'Instant at which the credit pack was purchased. NULL counts as later than every other.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."fct_credit_pack_purchases"."credit_pack_purchased_at" IS 'Instant at which the credit pack was purchased. NULL counts as later than any time.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_credit_pack_purchases"."created_at" IS 'Instant at which the credit pack was created.';--> statement-breakpoint
-COMMENT ON COLUMN "public"."fct_credit_pack_purchases"."credit_pack_purchase_details" IS 'What upstream says of the purchase, a JSON object, or JSON null: name of the credit pack, and source of the purchase, of at most 1,000 bytes each.';--> statement-breakpoint
-COMMENT ON COLUMN "public"."fct_credit_pack_purchases"."credit_pack_name" IS 'Name of the credit pack. Derived: the key name of credit_pack_purchase_details, which is what is written. NULL where that has none.';--> statement-breakpoint
-COMMENT ON COLUMN "public"."fct_credit_pack_purchases"."credit_pack_source" IS 'Source of the purchase. Derived: the key source of credit_pack_purchase_details, which is what is written. NULL where that has none.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."fct_credit_pack_purchases"."credit_pack_purchase_details" IS 'Details of the purchase from upstream: a JSON object with the name of the credit pack and the source of the purchase, each of at most 1,000 bytes, or JSON null.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."fct_credit_pack_purchases"."credit_pack_name" IS 'Name of the credit pack. Derived from the key name of credit_pack_purchase_details, and NULL if the details have none. Write the details, not this column.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."fct_credit_pack_purchases"."credit_pack_source" IS 'Source of the purchase. Derived from the key source of credit_pack_purchase_details, and NULL if the details have none. Write the details, not this column.';--> statement-breakpoint
 COMMENT ON CONSTRAINT "fct_credit_pack_purchases_branch_id_check" ON "public"."fct_credit_pack_purchases" IS 'must be at most 255 bytes long';--> statement-breakpoint
-COMMENT ON CONSTRAINT "fct_credit_pack_purchases_created_at_check" ON "public"."fct_credit_pack_purchases" IS 'must lie in the years 1 to 9999 (UTC)';--> statement-breakpoint
+COMMENT ON CONSTRAINT "fct_credit_pack_purchases_created_at_check" ON "public"."fct_credit_pack_purchases" IS 'must be in the years 1 to 9999 (UTC)';--> statement-breakpoint
 COMMENT ON CONSTRAINT "fct_credit_pack_purchases_credit_pack_id_check" ON "public"."fct_credit_pack_purchases" IS 'must be at most 255 bytes long';--> statement-breakpoint
 COMMENT ON CONSTRAINT "fct_credit_pack_purchases_credit_pack_purchase_details_check" ON "public"."fct_credit_pack_purchases" IS 'must be a JSON object, or JSON null';--> statement-breakpoint
-COMMENT ON CONSTRAINT "fct_credit_pack_purchases_credit_pack_purchased_at_check" ON "public"."fct_credit_pack_purchases" IS 'must lie in the years 1 to 9999 (UTC)';--> statement-breakpoint
-COMMENT ON CONSTRAINT "fct_credit_pack_purchases_details_check" ON "public"."fct_credit_pack_purchases" IS 'must not have a name or a source that is longer than 1,000 bytes';--> statement-breakpoint
+COMMENT ON CONSTRAINT "fct_credit_pack_purchases_credit_pack_purchased_at_check" ON "public"."fct_credit_pack_purchases" IS 'must be in the years 1 to 9999 (UTC)';--> statement-breakpoint
+COMMENT ON CONSTRAINT "fct_credit_pack_purchases_details_check" ON "public"."fct_credit_pack_purchases" IS 'must not have a name or a source of more than 1,000 bytes';--> statement-breakpoint
 COMMENT ON CONSTRAINT "fct_credit_pack_purchases_user_id_check" ON "public"."fct_credit_pack_purchases" IS 'must be at most 255 bytes long';--> statement-breakpoint
-COMMENT ON INDEX "public"."fct_credit_pack_purchases_first" IS 'The purchases of a user in the order in which the first is found, with all that the reports show of it, so that the first one is read from the index alone.';--> statement-breakpoint
+COMMENT ON INDEX "public"."fct_credit_pack_purchases_first" IS 'The purchases of a user, ordered so the first purchase comes first, with all columns that the views show of it. The first purchase is read from the index alone.';--> statement-breakpoint
 
 -- One row per membership that a user bought.
 CREATE TABLE "public"."fct_membership_purchases" (
@@ -153,26 +153,26 @@ ALTER TABLE "public"."fct_membership_purchases" ADD CONSTRAINT "fct_membership_p
 CREATE INDEX "fct_membership_purchases_first" ON "public"."fct_membership_purchases" USING btree ("user_id","membership_purchased_at","user_membership_id","membership_name","membership_source");--> statement-breakpoint
 COMMENT ON TABLE "public"."fct_membership_purchases" IS 'One row per membership that a user bought.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_membership_purchases"."user_id" IS 'User who bought the membership.';--> statement-breakpoint
-COMMENT ON COLUMN "public"."fct_membership_purchases"."branch_id" IS 'Branch that sold the membership, not always that of the user.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."fct_membership_purchases"."branch_id" IS 'Branch that sold the membership. It may not be the branch of the user.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_membership_purchases"."user_membership_id" IS 'Identifier of the purchased membership within its user.';--> statement-breakpoint
-COMMENT ON COLUMN "public"."fct_membership_purchases"."membership_purchased_at" IS 'Instant at which the membership was purchased. NULL counts as later than every other.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."fct_membership_purchases"."membership_purchased_at" IS 'Instant at which the membership was purchased. NULL counts as later than any time.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_membership_purchases"."created_at" IS 'Instant at which the membership was created.';--> statement-breakpoint
-COMMENT ON COLUMN "public"."fct_membership_purchases"."membership_purchase_details" IS 'What upstream says of the purchase, a JSON object, or JSON null: name of the membership, and source of the purchase, of at most 1,000 bytes each.';--> statement-breakpoint
-COMMENT ON COLUMN "public"."fct_membership_purchases"."membership_name" IS 'Name of the membership. Derived: the key name of membership_purchase_details, which is what is written. NULL where that has none.';--> statement-breakpoint
-COMMENT ON COLUMN "public"."fct_membership_purchases"."membership_source" IS 'Source of the purchase. Derived: the key source of membership_purchase_details, which is what is written. NULL where that has none.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."fct_membership_purchases"."membership_purchase_details" IS 'Details of the purchase from upstream: a JSON object with the name of the membership and the source of the purchase, each of at most 1,000 bytes, or JSON null.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."fct_membership_purchases"."membership_name" IS 'Name of the membership. Derived from the key name of membership_purchase_details, and NULL if the details have none. Write the details, not this column.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."fct_membership_purchases"."membership_source" IS 'Source of the purchase. Derived from the key source of membership_purchase_details, and NULL if the details have none. Write the details, not this column.';--> statement-breakpoint
 COMMENT ON CONSTRAINT "fct_membership_purchases_branch_id_check" ON "public"."fct_membership_purchases" IS 'must be at most 255 bytes long';--> statement-breakpoint
-COMMENT ON CONSTRAINT "fct_membership_purchases_created_at_check" ON "public"."fct_membership_purchases" IS 'must lie in the years 1 to 9999 (UTC)';--> statement-breakpoint
-COMMENT ON CONSTRAINT "fct_membership_purchases_details_check" ON "public"."fct_membership_purchases" IS 'must not have a name or a source that is longer than 1,000 bytes';--> statement-breakpoint
+COMMENT ON CONSTRAINT "fct_membership_purchases_created_at_check" ON "public"."fct_membership_purchases" IS 'must be in the years 1 to 9999 (UTC)';--> statement-breakpoint
+COMMENT ON CONSTRAINT "fct_membership_purchases_details_check" ON "public"."fct_membership_purchases" IS 'must not have a name or a source of more than 1,000 bytes';--> statement-breakpoint
 COMMENT ON CONSTRAINT "fct_membership_purchases_membership_purchase_details_check" ON "public"."fct_membership_purchases" IS 'must be a JSON object, or JSON null';--> statement-breakpoint
-COMMENT ON CONSTRAINT "fct_membership_purchases_membership_purchased_at_check" ON "public"."fct_membership_purchases" IS 'must lie in the years 1 to 9999 (UTC)';--> statement-breakpoint
+COMMENT ON CONSTRAINT "fct_membership_purchases_membership_purchased_at_check" ON "public"."fct_membership_purchases" IS 'must be in the years 1 to 9999 (UTC)';--> statement-breakpoint
 COMMENT ON CONSTRAINT "fct_membership_purchases_user_id_check" ON "public"."fct_membership_purchases" IS 'must be at most 255 bytes long';--> statement-breakpoint
 COMMENT ON CONSTRAINT "fct_membership_purchases_user_membership_id_check" ON "public"."fct_membership_purchases" IS 'must be at most 255 bytes long';--> statement-breakpoint
-COMMENT ON INDEX "public"."fct_membership_purchases_first" IS 'The purchases of a user in the order in which the first is found, with all that the reports show of it, so that the first one is read from the index alone.';--> statement-breakpoint
+COMMENT ON INDEX "public"."fct_membership_purchases_first" IS 'The purchases of a user, ordered so the first purchase comes first, with all columns that the views show of it. The first purchase is read from the index alone.';--> statement-breakpoint
 
 -- One row per file that was loaded into an input table, written in the
--- transaction of the load: how old the input is, and what the loads did. A load
--- locks this table, so that there is one load at a time. Old rows may be
--- deleted.
+-- transaction of the load. It shows how old the input is and what the loads
+-- did. A load locks this table, so only one load runs at a time. Old rows may
+-- be deleted.
 CREATE TABLE "public"."input_loads" (
 	"id" bigint PRIMARY KEY GENERATED ALWAYS AS IDENTITY (sequence name "public"."input_loads_id_seq" INCREMENT BY 1 MINVALUE 1 MAXVALUE 9223372036854775807 START WITH 1 CACHE 1),
 	"input_table" varchar NOT NULL,
@@ -185,22 +185,22 @@ CREATE TABLE "public"."input_loads" (
 	"deleted" bigint NOT NULL,
 	"package_version" varchar NOT NULL
 );--> statement-breakpoint
-COMMENT ON TABLE "public"."input_loads" IS 'One row per file that was loaded into an input table, written in the transaction of the load: how old the input is, and what the loads did. A load locks this table, so that there is one load at a time. Old rows may be deleted.';--> statement-breakpoint
+COMMENT ON TABLE "public"."input_loads" IS 'One row per file that was loaded into an input table, written in the transaction of the load. It shows how old the input is and what the loads did. A load locks this table, so only one load runs at a time. Old rows may be deleted.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."input_loads"."id" IS 'Number of the row. A later load has a higher one.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."input_loads"."input_table" IS 'Name of the input table.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."input_loads"."started_at" IS 'Instant at which the load began, the same for all files of one load.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."input_loads"."finished_at" IS 'Instant at which the rows of the file were stored.';--> statement-breakpoint
-COMMENT ON COLUMN "public"."input_loads"."is_snapshot" IS 'Whether the file was taken for the whole table, so that rows that it did not have were deleted.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."input_loads"."is_snapshot" IS 'Whether the file was a snapshot of the whole table. Then rows that were not in the file were deleted.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."input_loads"."rows" IS 'Records in the file.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."input_loads"."inserted" IS 'Rows that were new to the table.';--> statement-breakpoint
-COMMENT ON COLUMN "public"."input_loads"."updated" IS 'Rows whose key was in the table with other values.';--> statement-breakpoint
-COMMENT ON COLUMN "public"."input_loads"."deleted" IS 'Rows that were in the table, but not in the file. 0 if it was no snapshot.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."input_loads"."updated" IS 'Rows whose key was in the table with different values.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."input_loads"."deleted" IS 'Rows that were in the table but not in the file. 0 if the file was not a snapshot.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."input_loads"."package_version" IS 'Version of lead-conversions that loaded the file.';--> statement-breakpoint
 
--- One row per view and refresh, written in the transaction of the refresh: how
--- fresh each view is, and what the refreshes did. The latest row of a view is
--- the one with the highest id among those of this server. A refresh reads that
--- one; older ones may be deleted.
+-- One row per view and refresh, written in the transaction of the refresh. It
+-- shows how fresh each view is and what the refreshes did. The latest row of a
+-- view is the one with the highest id for this server. The next refresh needs
+-- it. Older rows may be deleted.
 CREATE TABLE "public"."view_refreshes" (
 	"id" bigint PRIMARY KEY GENERATED ALWAYS AS IDENTITY (sequence name "public"."view_refreshes_id_seq" INCREMENT BY 1 MINVALUE 1 MAXVALUE 9223372036854775807 START WITH 1 CACHE 1),
 	"view" varchar NOT NULL,
@@ -215,34 +215,35 @@ CREATE TABLE "public"."view_refreshes" (
 	"server" varchar NOT NULL,
 	"basis" jsonb
 );--> statement-breakpoint
-COMMENT ON TABLE "public"."view_refreshes" IS 'One row per view and refresh, written in the transaction of the refresh: how fresh each view is, and what the refreshes did. The latest row of a view is the one with the highest id among those of this server. A refresh reads that one; older ones may be deleted.';--> statement-breakpoint
+COMMENT ON TABLE "public"."view_refreshes" IS 'One row per view and refresh, written in the transaction of the refresh. It shows how fresh each view is and what the refreshes did. The latest row of a view is the one with the highest id for this server. The next refresh needs it. Older rows may be deleted.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."view_refreshes"."id" IS 'Number of the row. A later refresh has a higher one.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."view_refreshes"."view" IS 'Name of the view.';--> statement-breakpoint
-COMMENT ON COLUMN "public"."view_refreshes"."started_at" IS 'Instant at which the refresh began, the same for all views of one refresh. The view holds all that was committed by then.';--> statement-breakpoint
-COMMENT ON COLUMN "public"."view_refreshes"."finished_at" IS 'Instant at which the view was up to date. Readers saw it with the commit, once all views were.';--> statement-breakpoint
-COMMENT ON COLUMN "public"."view_refreshes"."mode" IS 'How the view was brought up to date: concurrently, by changing the rows that differed; populate, by a plain REFRESH of a view that was not populated; unchanged, by nothing, because nothing that it reads had changed.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."view_refreshes"."started_at" IS 'Instant at which the refresh began, the same for all views of one refresh. The view shows everything that was committed by then.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."view_refreshes"."finished_at" IS 'Instant at which the view was up to date. Readers saw it after the commit, when all views were up to date.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."view_refreshes"."mode" IS 'How the view was brought up to date. concurrently: the rows that differed were changed. populate: a plain REFRESH filled a view that was not populated. unchanged: nothing was done, because nothing that the view reads had changed.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."view_refreshes"."rows" IS 'Rows in the view after the refresh.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."view_refreshes"."inserted" IS 'Rows that the refresh inserted. A changed row is one deleted and one inserted.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."view_refreshes"."deleted" IS 'Rows that the refresh deleted.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."view_refreshes"."duration_ms" IS 'How long the refresh of this view took, in milliseconds.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."view_refreshes"."package_version" IS 'Version of lead-conversions that refreshed the view.';--> statement-breakpoint
-COMMENT ON COLUMN "public"."view_refreshes"."server" IS 'Server that the refresh ran on: system_identifier of pg_control_system(). Rows of another one have come here with a copy of the data, and say nothing of the views here.';--> statement-breakpoint
-COMMENT ON COLUMN "public"."view_refreshes"."basis" IS 'What the refresh saw of the view and of all that it reads, by which the next one knows whether they are unchanged. NULL where it could not see all of it: the next one recomputes the view.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."view_refreshes"."server" IS 'Server on which the refresh ran: system_identifier of pg_control_system(). Rows of another server came here with a copy of the data, and say nothing about the views here.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."view_refreshes"."basis" IS 'What the refresh saw of the view and of everything that the view reads. The next refresh compares it with what it sees, to know whether anything has changed. NULL if the refresh could not see everything: the next one then recomputes the view.';--> statement-breakpoint
 
--- Where row-level security would keep rows from the owner of a view, REFRESH
--- then fails, rather than fill the view with what is left.
+-- If row-level security hides rows from the owner of a view, REFRESH then
+-- fails, and does not fill the view with the other rows.
 SET LOCAL row_security TO off;--> statement-breakpoint
 
 -- One row per user, leads included: the first membership, the first credit
--- pack, and as client_conversion_... whichever of the two came first. Local
--- times are in the time zone of the branch in branch_id, UTC if there is none.
+-- pack, and as client_conversion_... the one of the two that came first. Local
+-- times are in the time zone of the branch in branch_id, or in UTC if there is
+-- none.
 CREATE MATERIALIZED VIEW "public"."fct_client_conversion_events" AS (
 with
 
 -- One row per user who ever bought a membership: the first one. The earliest
 -- instant wins. A purchase without a time comes after every dated one and still
 -- counts. Of purchases at the same instant, the lowest identifier in byte order
--- wins, so that every refresh picks the same one.
+-- wins, so every refresh picks the same one.
 first_memberships as (
 
     select distinct on (user_id)
@@ -303,10 +304,10 @@ user_first_purchases as (
         users.created_at at time zone users.timezone_id
             as local_user_created_at,
 
-        -- Which kind came first is judged by instant, before any time zone. A
-        -- purchase without a time, like one that was never made, is later than
-        -- every dated one; at the same instant the membership converts. NULL
-        -- for a lead, who has bought neither.
+        -- Which kind came first is decided by instant, before any time zone
+        -- is applied. A purchase without a time, and one that was never made,
+        -- are later than every dated one. At the same instant, the membership
+        -- converts. NULL for a lead, who has bought neither.
         case
             when
                 coalesce(
@@ -338,8 +339,8 @@ user_first_purchases as (
     left join first_credit_packs
         on users.user_id = first_credit_packs.user_id
 
-    -- For speed: with the final order here already, Postgres computes the
-    -- columns above once per row, and not again wherever they are used below.
+    -- For speed: because the rows are already sorted here, Postgres computes
+    -- the columns above once per row, and not again for each use below.
     order by users.user_id
 
 )
@@ -348,9 +349,9 @@ user_first_purchases as (
 -- begin with client_conversion_ repeat the first purchase of the kind that came
 -- first.
 --
--- For speed: the rows leave in the byte order of user_id. REFRESH MATERIALIZED
--- VIEW CONCURRENTLY sorts all new rows without a NULL by their bytes, to see that
--- there are no duplicates, and rows in order are sorted at a glance.
+-- For speed: the rows are in the byte order of user_id. REFRESH MATERIALIZED
+-- VIEW CONCURRENTLY sorts all new rows without a NULL by their bytes to look for
+-- duplicates. Rows that are already in order take little time to sort.
 select
     user_id,
     branch_id,
@@ -389,14 +390,14 @@ order by user_id
 ) WITH NO DATA;--> statement-breakpoint
 REFRESH MATERIALIZED VIEW "public"."fct_client_conversion_events";--> statement-breakpoint
 CREATE UNIQUE INDEX "fct_client_conversion_events_user_id_key" ON "public"."fct_client_conversion_events" USING btree ("user_id");--> statement-breakpoint
-COMMENT ON MATERIALIZED VIEW "public"."fct_client_conversion_events" IS 'One row per user, leads included: the first membership, the first credit pack, and as client_conversion_... whichever of the two came first. Local times are in the time zone of the branch in branch_id, UTC if there is none.';--> statement-breakpoint
+COMMENT ON MATERIALIZED VIEW "public"."fct_client_conversion_events" IS 'One row per user, leads included: the first membership, the first credit pack, and as client_conversion_... the one of the two that came first. Local times are in the time zone of the branch in branch_id, or in UTC if there is none.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_client_conversion_events"."user_id" IS 'Identifier of the user.';--> statement-breakpoint
-COMMENT ON COLUMN "public"."fct_client_conversion_events"."branch_id" IS 'Branch of the user, whose time zone is that of every local time in the row.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."fct_client_conversion_events"."branch_id" IS 'Branch of the user. Every local time in the row is in its time zone.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_client_conversion_events"."local_user_created_at" IS 'Local time at which the user was created.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_client_conversion_events"."lead_status" IS 'CLIENT once the user has bought a membership or a credit pack, LEAD before.';--> statement-breakpoint
-COMMENT ON COLUMN "public"."fct_client_conversion_events"."client_conversion_event_type" IS 'Kind of purchase that came first, MEMBERSHIP or USER_CREDIT (a credit pack). MEMBERSHIP where both came at the same instant. NULL for a lead.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."fct_client_conversion_events"."client_conversion_event_type" IS 'Kind of purchase that came first, MEMBERSHIP or USER_CREDIT (a credit pack). MEMBERSHIP if both came at the same instant. NULL for a lead.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_client_conversion_events"."client_conversion_event_id" IS 'Identifier of the purchase that came first.';--> statement-breakpoint
-COMMENT ON COLUMN "public"."fct_client_conversion_events"."client_conversion_event_local_created_at" IS 'Local time of the purchase that came first. NULL also where upstream gave no time.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."fct_client_conversion_events"."client_conversion_event_local_created_at" IS 'Local time of the purchase that came first. NULL for a lead, and if upstream gave no time.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_client_conversion_events"."client_conversion_event_name" IS 'Name of the product bought in the purchase that came first.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_client_conversion_events"."client_conversion_event_source" IS 'Source of the purchase that came first.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_client_conversion_events"."first_user_membership_id" IS 'Identifier of the first membership that the user bought.';--> statement-breakpoint
@@ -411,9 +412,9 @@ COMMENT ON INDEX "public"."fct_client_conversion_events_user_id_key" IS 'One row
 ANALYZE "public"."fct_client_conversion_events";--> statement-breakpoint
 
 -- One row per user and filter, three per user, leads included: the purchase
--- that converted the user when only what client_conversion_event_filter
--- considers counts as a conversion. Local times are in the time zone of the
--- branch in branch_id, UTC if there is none.
+-- that converted the user, if only the purchases that
+-- client_conversion_event_filter considers count as a conversion. Local times
+-- are in the time zone of the branch in branch_id, or in UTC if there is none.
 CREATE MATERIALIZED VIEW "public"."fct_lead_conversions" AS (
 with
 
@@ -437,8 +438,8 @@ conversion_filters (
 
 ),
 
--- One row per user and filter: the kind of purchase that converts the user
--- when only what the filter considers counts, NULL where that leaves a lead.
+-- One row per user and filter: the kind of purchase that converts the user, if
+-- only the purchases that the filter considers count. NULL for a lead.
 filtered_conversions as (
 
     select
@@ -447,8 +448,8 @@ filtered_conversions as (
         events.local_user_created_at,
         conversion_filters.client_conversion_event_filter,
 
-        -- Where the filter considers both kinds, whichever came first, as
-        -- fct_client_conversion_events has judged it by instant.
+        -- If the filter considers both kinds, the one that came first converts.
+        -- fct_client_conversion_events has decided this by instant.
         case
             when
                 conversion_filters.considers_memberships
@@ -475,8 +476,8 @@ filtered_conversions as (
     from public.fct_client_conversion_events as events
     cross join conversion_filters
 
-    -- For speed: with the final order here already, Postgres computes the type
-    -- once per row, and not again wherever it is used below.
+    -- For speed: because the rows are already sorted here, Postgres computes
+    -- the type once per row, and not again for each use below.
     order by
         user_id asc,
         client_conversion_event_type asc nulls last,
@@ -485,15 +486,15 @@ filtered_conversions as (
 )
 
 -- One row per user and filter: the columns of figure 1.4.2 of the requirements.
--- A user who bought only what the filter leaves out is a LEAD under it, with no
--- conversion.
+-- A user who bought only what the filter does not consider is a LEAD under it,
+-- without a conversion.
 --
--- For speed: the rows come in the order of their bytes, column by column. What
--- is between user_id and lead_status is the same in all rows of a user, a CLIENT
--- comes before a LEAD, whose type is NULL, and what is between type and filter
--- follows from the type. REFRESH MATERIALIZED VIEW CONCURRENTLY sorts all rows
--- without a NULL like that, to see that there are no duplicates, and then has
--- nothing to move.
+-- For speed: the rows are in the order of their bytes, column by column. The
+-- columns between user_id and lead_status are the same in all rows of a user. A
+-- CLIENT comes before a LEAD, whose type is NULL. The columns between type and
+-- filter follow from the type. REFRESH MATERIALIZED VIEW CONCURRENTLY sorts all
+-- rows without a NULL in this order to look for duplicates, and then has nothing
+-- to move.
 select
     user_id,
     branch_id,
@@ -529,32 +530,32 @@ order by
 REFRESH MATERIALIZED VIEW "public"."fct_lead_conversions";--> statement-breakpoint
 CREATE INDEX "fct_lead_conversions_branch_id_local_user_created_at_idx" ON "public"."fct_lead_conversions" USING btree ("branch_id","local_user_created_at");--> statement-breakpoint
 CREATE UNIQUE INDEX "fct_lead_conversions_user_id_client_conversion_event_filter_key" ON "public"."fct_lead_conversions" USING btree ("user_id","client_conversion_event_filter");--> statement-breakpoint
-COMMENT ON MATERIALIZED VIEW "public"."fct_lead_conversions" IS 'One row per user and filter, three per user, leads included: the purchase that converted the user when only what client_conversion_event_filter considers counts as a conversion. Local times are in the time zone of the branch in branch_id, UTC if there is none.';--> statement-breakpoint
+COMMENT ON MATERIALIZED VIEW "public"."fct_lead_conversions" IS 'One row per user and filter, three per user, leads included: the purchase that converted the user, if only the purchases that client_conversion_event_filter considers count as a conversion. Local times are in the time zone of the branch in branch_id, or in UTC if there is none.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_lead_conversions"."user_id" IS 'Identifier of the user.';--> statement-breakpoint
-COMMENT ON COLUMN "public"."fct_lead_conversions"."branch_id" IS 'Branch of the user, whose time zone is that of every local time in the row.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."fct_lead_conversions"."branch_id" IS 'Branch of the user. Every local time in the row is in its time zone.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_lead_conversions"."local_user_created_at" IS 'Local time at which the user was created.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_lead_conversions"."lead_status" IS 'CLIENT if the user has bought anything that the filter considers, otherwise LEAD.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_lead_conversions"."client_conversion_event_type" IS 'Kind of the converting purchase, MEMBERSHIP or USER_CREDIT (a credit pack). NULL for a lead.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_lead_conversions"."client_conversion_event_id" IS 'Identifier of the converting purchase.';--> statement-breakpoint
-COMMENT ON COLUMN "public"."fct_lead_conversions"."client_conversion_event_local_created_at" IS 'Local time of the converting purchase. NULL also where upstream gave no time.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."fct_lead_conversions"."client_conversion_event_local_created_at" IS 'Local time of the converting purchase. NULL for a lead, and if upstream gave no time.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_lead_conversions"."client_conversion_event_name" IS 'Name of the product bought in the converting purchase.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_lead_conversions"."client_conversion_event_source" IS 'Source of the converting purchase.';--> statement-breakpoint
-COMMENT ON COLUMN "public"."fct_lead_conversions"."client_conversion_event_filter" IS 'What the row counts as a conversion: MEMBERSHIP memberships only, USER_CREDIT credit packs only, ALL both. A report reads one of the three.';--> statement-breakpoint
-COMMENT ON INDEX "public"."fct_lead_conversions_branch_id_local_user_created_at_idx" IS 'Answers for the users of a branch, created between two dates.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."fct_lead_conversions"."client_conversion_event_filter" IS 'Purchases that count as a conversion in this row. MEMBERSHIP: only memberships. USER_CREDIT: only credit packs. ALL: both. A report reads one of the three.';--> statement-breakpoint
+COMMENT ON INDEX "public"."fct_lead_conversions_branch_id_local_user_created_at_idx" IS 'Finds the users of a branch, and among them those created between two dates.';--> statement-breakpoint
 COMMENT ON INDEX "public"."fct_lead_conversions_user_id_client_conversion_event_filter_key" IS 'One row per user_id and client_conversion_event_filter. REFRESH MATERIALIZED VIEW CONCURRENTLY needs it.';--> statement-breakpoint
 ANALYZE "public"."fct_lead_conversions";--> statement-breakpoint
 
--- Roles belong to the whole server, so another database may have made this one
--- before, or be making it at this moment.
+-- Roles belong to the whole server, so the migration of another database may
+-- have created this one, or may be creating it now.
 DO $$
 BEGIN
 	IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'lead_conversions_reader') THEN
 		IF NOT (SELECT rolsuper OR rolcreaterole FROM pg_roles WHERE rolname = current_user) THEN
-			RAISE EXCEPTION 'The role lead_conversions_reader is not there, and the role % may not create roles. Have an administrator run "create role lead_conversions_reader", then migrate again.', current_user
+			RAISE EXCEPTION 'The role lead_conversions_reader does not exist, and the role % may not create roles. Have an administrator run "create role lead_conversions_reader", then migrate again.', current_user
 				USING ERRCODE = 'insufficient_privilege';
 		END IF;
 		CREATE ROLE "lead_conversions_reader" NOLOGIN;
-		COMMENT ON ROLE "lead_conversions_reader" IS 'Members may read the reports of lead-conversions in every database of this server, and nothing else of it: fct_client_conversion_events, fct_lead_conversions, view_refreshes, and of dim_branch what names a branch.';
+		COMMENT ON ROLE "lead_conversions_reader" IS 'Members may read these objects of lead-conversions in every database of this server, and no others: fct_client_conversion_events, fct_lead_conversions, view_refreshes, and the columns of dim_branch that name a branch.';
 	END IF;
 EXCEPTION
 	WHEN duplicate_object OR unique_violation THEN
@@ -564,9 +565,8 @@ EXCEPTION
 END
 $$;--> statement-breakpoint
 
--- The default privileges of a database may give others rights on all that is
--- created in it. Nobody but the owner keeps any here, and what is declared is
--- granted after this.
+-- The default privileges of a database may give other roles rights on new
+-- objects. This revokes them all. The declared grants follow.
 DO $$
 DECLARE
 	relations regclass[] := ARRAY[
@@ -627,7 +627,7 @@ GRANT USAGE ON SCHEMA "public" TO "lead_conversions_reader";--> statement-breakp
 DO $$
 BEGIN
 	IF NOT has_schema_privilege('lead_conversions_reader', 'public', 'USAGE') THEN
-		RAISE EXCEPTION 'The role % may not grant the use of the schema public. Have its owner run "grant usage on schema public to lead_conversions_reader", then migrate again.', current_user
+		RAISE EXCEPTION 'The role % may not grant usage on the schema public. Have its owner run "grant usage on schema public to lead_conversions_reader", then migrate again.', current_user
 			USING ERRCODE = 'insufficient_privilege';
 	END IF;
 END

@@ -75,7 +75,7 @@ export async function diffViews(session: Session, options: DiffOptions): Promise
   const { view: only, statementTimeout, workMem, signal, onView } = options;
   const names = viewsInOrder.map((view) => getViewName(view));
   if (only !== undefined && !names.includes(only)) {
-    throw new Error(`--view is one of ${names.join(', ')}, not ${JSON.stringify(only)}.`);
+    throw new Error(`--view must be one of ${names.join(', ')}, not ${JSON.stringify(only)}.`);
   }
   const work = async (tx: Session) => {
     await tx.execute(setLocally({ work_mem: workMem, row_security: 'off' }));
@@ -128,9 +128,7 @@ async function lookUp(tx: Session, view: PgMaterializedView) {
     throw missing(name, undefined);
   }
   if (!found.isPopulated) {
-    throw new Error(
-      `${name} has not been populated, so that it has no rows to compare. Refresh it.`,
-    );
+    throw new Error(`${name} is not populated, so it has no rows to compare. Refresh it first.`);
   }
   const views = viewsInOrder.map((other) => getViewName(other));
   const inputs = (propertiesOf(view)?.reads ?? []).filter(
@@ -148,7 +146,7 @@ async function lookUp(tx: Session, view: PgMaterializedView) {
       .from(once);
     if (!known?.isThere) {
       throw new Error(
-        `The declared ${name} reads ${getTableName(table)}.${column}, which this database does not have yet. Compare on a copy of it that has been migrated.`,
+        `The declared ${name} reads ${getTableName(table)}.${column}, which this database does not have yet. Migrate a copy of the database, and compare there.`,
       );
     }
   }
@@ -180,7 +178,7 @@ async function refuseViews(tx: Session, view: string, query: string): Promise<vo
     .find((name) => JSON.stringify(plan).includes(`"Relation Name":"${name}"`));
   if (read) {
     throw new Error(
-      `The declared ${view} names ${read} in a way that is not understood here. Write it as "from public.${read} as events".`,
+      `diff cannot find the reference to ${read} in the declared ${view}. Write it as "from public.${read} as events".`,
     );
   }
 }
@@ -259,7 +257,7 @@ async function compare(
   );
   if (repeated) {
     throw new Error(
-      `The declared ${name} has ${repeated.count} rows with the same ${keys.join(' and ')} (${repeated.key}). It is to have one row per ${keys.join(' and ')}.`,
+      `The declared ${name} has ${repeated.count} rows with the same ${keys.join(' and ')} (${repeated.key}). It must have one row per ${keys.join(' and ')}.`,
     );
   }
   const [counted] = await rowsOf<{ counts: number[] }>(

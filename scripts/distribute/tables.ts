@@ -122,7 +122,7 @@ export async function distributeTables(
     );
     const holding = holders.map(({ holder }) => holder).join(', ');
     throw new Error(
-      `Nothing was distributed, because these tables were locked for longer than ${lockTimeout}: ${holding || 'the session that held the lock has ended since'}.`,
+      `Nothing was distributed, because these tables were locked for longer than ${lockTimeout}: ${holding || 'the session that held the lock has ended'}.`,
       { cause },
     );
   }
@@ -200,7 +200,7 @@ async function refuseOtherDatabases(tx: Session): Promise<void> {
   }
   if (!cluster.has_workers) {
     throw new Error(
-      'The Citus cluster has no worker that takes shards, so that all rows would stay on this server. Add one: "select citus_add_node(\'HOST\', 5432)".',
+      'The Citus cluster has no worker that takes shards, so all rows would stay on this server. Add a worker: "select citus_add_node(\'HOST\', 5432)".',
     );
   }
   if (found.owner !== null) {
@@ -220,7 +220,7 @@ async function areDistributed(tx: Session): Promise<boolean> {
   const strange = await strangelyDistributed(tx);
   if (strange && strange.length > 0) {
     throw new Error(
-      `Nothing was changed, because Citus already manages some of these tables in another way: ${strange.join(', ')}. Load the rows into a new database, and distribute that one.`,
+      `Nothing was changed, because Citus already manages some of these tables differently: ${strange.join(', ')}. Load the rows into a new database, and distribute that one.`,
     );
   }
   return strange !== undefined;
@@ -388,7 +388,7 @@ function refuseChanges(before: State[], after: State[]): void {
     );
     if (aspect) {
       throw new Error(
-        `Nothing was distributed, because ${state.name} would not be what it was. Its ${aspect} would be ${JSON.stringify(now?.[aspect])} instead of ${JSON.stringify(state[aspect])}.`,
+        `Nothing was distributed, because ${state.name} would change: its ${aspect} would be ${JSON.stringify(now?.[aspect])} instead of ${JSON.stringify(state[aspect])}.`,
       );
     }
   }

@@ -116,7 +116,7 @@ export async function examine(session: Session, settings: Settings): Promise<Exa
         const { code = '', message } = causeOf(error);
         if (code === INSUFFICIENT_PRIVILEGE) {
           report.find(
-            `This role may not look at ${what}: ${message}.`,
+            `This role may not examine ${what}: ${message}.`,
             [],
             'Run this as a role that has been granted pg_read_all_data and pg_read_all_stats.',
           );
@@ -146,7 +146,7 @@ export async function examine(session: Session, settings: Settings): Promise<Exa
   if (await hasAllRelations(session, statementTimeout)) {
     await run(checks);
   } else {
-    note('The rows were not looked at, because tables or views are missing or not populated.');
+    note('The rows were not examined, because tables or views are missing or not populated.');
   }
   return examination;
 }
@@ -166,7 +166,7 @@ async function refuseAge(session: Session, maxAge: string, timeout: string): Pro
   });
   if (!isAge) {
     throw new Error(
-      `--max-age is an interval such as 26h or 2 days, not ${JSON.stringify(maxAge)}.`,
+      `--max-age must be an interval such as 26h or 2 days, not ${JSON.stringify(maxAge)}.`,
     );
   }
 }
@@ -216,7 +216,7 @@ const migrations: Check = async (tx, { find, note }) => {
     : { pending: [], changed: [], recorded: 0, unknown: 0 };
   if (recorded === 0) {
     find(
-      'The records of the migrations are gone, although tables or views are there.',
+      'The records of the migrations are missing, although there are tables or views.',
       ['drizzle.lead_conversions_migrations'],
       'Restore that table from a backup. Without it, no migration can be applied.',
     );
@@ -225,9 +225,9 @@ const migrations: Check = async (tx, { find, note }) => {
   }
   if (changed.length > 0) {
     find(
-      'Migrations were changed after this database had them.',
+      'Migrations were changed after they were applied to this database.',
       changed,
-      'Restore their files, and put what is to change into a new migration.',
+      'Restore their files, and put the change into a new migration.',
     );
   }
   if (unknown > 0) {
@@ -276,9 +276,9 @@ function compareColumns(declared: Relation, actual: Relation, find: Report['find
     (column) => !missing.includes(column) && !actual.columns.includes(column),
   );
   const migrate =
-    'npx lead-conversions migrate. If there is nothing to migrate, create the view anew with the statements of its migration.';
+    'npx lead-conversions migrate. If there is nothing to migrate, create the view again with the statements in its migration.';
   if (missing.length > 0) {
-    find(`${name} lacks columns that are declared.`, missing, migrate);
+    find(`${name} lacks declared columns.`, missing, migrate);
   }
   if (extra.length > 0) {
     find(
@@ -300,7 +300,7 @@ function compareColumns(declared: Relation, actual: Relation, find: Report['find
       return `alter column ${quotedName} type ${type}, alter column ${quotedName} ${notNull ? 'set' : 'drop'} not null`;
     });
     find(
-      `${name} has columns that are declared otherwise.`,
+      `${name} has columns that differ from their declaration.`,
       shown,
       kind === 'TABLE' ? `alter table public.${name} ${mended.join(', ')};` : migrate,
     );
@@ -308,7 +308,7 @@ function compareColumns(declared: Relation, actual: Relation, find: Report['find
   const isInOrder =
     kind === 'TABLE' || `${declared.columns.map(nameOf)}` === `${actual.columns.map(nameOf)}`;
   if (missing.length + extra.length === 0 && !isInOrder) {
-    find(`${name} has its columns in another order than is declared.`, [name], migrate);
+    find(`${name} has its columns in a different order than declared.`, [name], migrate);
   }
 }
 
@@ -323,13 +323,13 @@ function compareIndexes(
     const unique = index.definition?.startsWith('UNIQUE ') ? 'unique ' : '';
     const create = index.definition
       ? `create ${unique}index ${index.name} on public.${declared.name} using ${index.definition.replace('UNIQUE ', '')};`
-      : (statementThatCreates(index.name, declared.name) ?? 'the statement of its migration');
+      : (statementThatCreates(index.name, declared.name) ?? 'the statement in its migration');
     const remedy = `${create} ${commentOn(declared, 'INDEX', index.name)}`.trim();
     if (!other) {
       find(`${declared.name} lacks the index ${index.name}.`, [index.name], remedy);
     } else if (index.definition !== (other.definition?.replace(/ WITH \(.*?\)/, '') ?? null)) {
       find(
-        `The index ${index.name} of ${declared.name} is not the declared one.`,
+        `The index ${index.name} of ${declared.name} differs from its declaration.`,
         [index.name],
         `drop index public.${index.name}; ${remedy}`,
       );
@@ -354,7 +354,7 @@ function compareComments(declared: Relation, actual: Relation, find: Report['fin
   });
   if (wrong.length > 0) {
     find(
-      `${declared.name} has comments that are not the declared ones.`,
+      `${declared.name} has comments that differ from their declaration.`,
       wrong.map(({ name }) => name),
       wrong.map((comment) => commentStatement(declared, comment)).join(' '),
     );
@@ -391,7 +391,7 @@ function compareGrants(
     `${privilege.toLowerCase()}${column ? ` (${quote(column)})` : ''} on public.${declared.name}`;
   if (missing.length > 0) {
     find(
-      `${declared.name} lacks grants that are declared.`,
+      `${declared.name} lacks declared grants.`,
       missing.map((grant) => `${privilege(grant)} to ${grant.role}`),
       missing
         .map((grant) => `grant ${privilege(grant, quoted)} to ${quoted(grant.role)};`)
@@ -416,7 +416,7 @@ function compareGrants(
   const mentioned = extra.filter(isHarmless);
   if (mentioned.length > 0) {
     note(
-      `Somebody has given others rights on ${declared.name}: ${mentioned.map((grant) => `${privilege(grant)} to ${grant.role}`).join(', ')}.`,
+      `${declared.name} has grants to other roles: ${mentioned.map((grant) => `${privilege(grant)} to ${grant.role}`).join(', ')}.`,
     );
   }
 }
@@ -442,7 +442,7 @@ async function examineIndexes(tx: Session, find: Report['find']): Promise<void> 
     .orderBy(sql`1`);
   for (const { name } of invalid) {
     find(
-      `The index ${name} is not valid, so that no query uses it.`,
+      `The index ${name} is not valid, so no query uses it.`,
       [name],
       `reindex index concurrently public.${name};`,
     );
@@ -494,7 +494,7 @@ async function examineTableIndexes(tx: Session, find: Report['find']): Promise<v
     .orderBy(sql`declared.name`);
   for (const { table, name, columns, isPrimary } of wrong) {
     find(
-      `The index ${name} of ${table} is not the declared one.`,
+      `The index ${name} of ${table} differs from its declaration.`,
       [name],
       isPrimary
         ? `drop index public.${name}; alter table public.${table} add constraint ${name} primary key (${columns});`
@@ -533,9 +533,9 @@ async function examineColumns(tx: Session, find: Report['find']): Promise<void> 
     .orderBy(sql`declared."table"`);
   for (const { table, columns } of wrong) {
     find(
-      `${table} has columns that Postgres fills in otherwise than is declared: derived, numbered or with a default.`,
+      `${table} has columns whose derivation, numbering or default differs from the declaration.`,
       columns,
-      'Recreate these columns as their migration declares them. If a column only has a default, drop that: alter table … alter column … drop default;',
+      'Create these columns again as in their migration. If a column only has a default, drop the default: alter table … alter column … drop default;',
     );
   }
 }
@@ -567,7 +567,7 @@ async function examineKinds(
   for (const { name, isUnlogged, hasChildren, isPopulated, meddlers } of relations) {
     if (!isPopulated) {
       find(
-        `${name} is not populated, so that nobody can read it.`,
+        `${name} is not populated, so nobody can read it.`,
         [name],
         'npx lead-conversions refresh',
       );
@@ -581,7 +581,7 @@ async function examineKinds(
     }
     if (hasChildren) {
       find(
-        `${name} has inheriting tables, whose rows the views show as well.`,
+        `${name} has inheriting tables, whose rows are also in the views.`,
         [name],
         `Move their rows into it, and remove the inheritance: alter table … no inherit public.${name};`,
       );
@@ -667,10 +667,10 @@ async function examineConstraints(tx: Session, find: Report['find']): Promise<vo
   for (const { table, name, isThere, isOther } of broken) {
     const relation = declaredRelations().find((it) => it.name === table);
     const comment = relation ? commentOn(relation, 'CONSTRAINT', name) : '';
-    const create = statementThatCreates(name, table) ?? 'the statement of its migration';
+    const create = statementThatCreates(name, table) ?? 'the statement in its migration';
     if (isOther) {
       find(
-        `The constraint ${name} of ${table} is not the declared one.`,
+        `The constraint ${name} of ${table} differs from its declaration.`,
         [name],
         `alter table public.${table} drop constraint ${name}; ${create} ${comment}`.trim(),
       );
@@ -678,7 +678,7 @@ async function examineConstraints(tx: Session, find: Report['find']): Promise<vo
     }
     find(
       isThere
-        ? `The constraint ${name} of ${table} was never checked for the rows that were there.`
+        ? `The constraint ${name} of ${table} was never checked for the existing rows.`
         : `${table} lacks the constraint ${name}.`,
       [name],
       isThere
@@ -741,9 +741,9 @@ async function examineShards(tx: Session, table: PgTable, find: Report['find']):
     }
   };
   await findShards(
-    `Shards of ${name} do not have what the table has.`,
+    `Shards of ${name} differ from the table.`,
     sql`
-      select format('%s on %s: %s, and not %s', shard, server, result, expected) as key
+      select format('%s on %s: %s, not %s', shard, server, result, expected) as key
       from (${onShards(table, described("'%s'"))}) as shards
       cross join (${sql.raw(described(`'public.${name}'`))}) as declared (expected)
       where not success or result <> expected`,
@@ -863,7 +863,7 @@ const checks: Record<string, Check> = {
         .where(sql`oid = to_regclass(${`public.${name}`})`);
       if (found && found.hidden.length > 0) {
         find(
-          `${found.owner}, who owns ${name}, may not read what it is computed from.`,
+          `${found.owner}, the owner of ${name}, may not read all tables and views that it is computed from.`,
           found.hidden,
           `grant select on ${found.hidden.map((input) => `public.${input}`).join(', ')} to ${quoted(found.owner)};`,
         );
@@ -886,9 +886,9 @@ const checks: Record<string, Check> = {
       }
       if (!isDeepStrictEqual(plans[0], plans[1])) {
         find(
-          `${name} is not defined as it is declared.`,
+          `${name} is defined differently than declared.`,
           [name],
-          'npx lead-conversions diff shows what differs. Migrate, or create it anew with the statements of its migration.',
+          'npx lead-conversions diff shows what differs. Migrate, or create it again with the statements in its migration.',
         );
         break; // those that read it differ as well
       }
@@ -920,7 +920,7 @@ const checks: Record<string, Check> = {
           find(
             `${name} has ${orphans.count} rows whose ${column} is not in ${getTableName(foreignTable)}.`,
             orphans.keys ?? [],
-            `Load what is missing, or delete these rows of public.${name}.`,
+            `Load the missing rows, or delete these rows of public.${name}.`,
           );
         }
       }
@@ -942,9 +942,9 @@ const checks: Record<string, Check> = {
         );
         if (wrong && wrong.count > 0) {
           find(
-            `${name} has ${wrong.count} rows whose name or source is not that of their details.`,
+            `${name} has ${wrong.count} rows whose name or source differs from their details.`,
             wrong.keys ?? [],
-            `Have Postgres derive these columns again, as in the CREATE TABLE of schema/migrations.`,
+            `Create these derived columns again, as in the CREATE TABLE in schema/migrations.`,
           );
         }
       }
@@ -971,7 +971,7 @@ const checks: Record<string, Check> = {
   'the time zones': async (tx, { find }) => {
     for (const { zone, some, branches } of await branchesOfUnknownZones(tx)) {
       find(
-        `The server does not know the time zone ${zone} of ${branches === 1 ? '1 branch' : `${branches} branches`}, so that no refresh succeeds.`,
+        `The server does not know the time zone ${zone} of ${branches === 1 ? '1 branch' : `${branches} branches`}, so no refresh succeeds.`,
         some,
         `update public.dim_branch set timezone_id = <the current name> where timezone_id = ${literal(zone)};`,
       );
@@ -996,7 +996,7 @@ const checks: Record<string, Check> = {
       sql`select user_id from public.dim_user except select user_id from public.${sql.identifier(events)}`,
     );
     await listed(
-      (count) => `${events} has rows for ${users(count)} that dim_user does not have.`,
+      (count) => `${events} has rows for ${users(count)} that are not in dim_user.`,
       sql`select user_id from public.${sql.identifier(events)} except select user_id from public.dim_user`,
     );
     const filters = conversionEventFilters.length;
@@ -1014,7 +1014,7 @@ const checks: Record<string, Check> = {
         where rows is distinct from ${filters}`,
     );
     await listed(
-      (count) => `${conversions} differs under ALL from ${events} for ${users(count)}.`,
+      (count) => `${conversions} under ALL differs from ${events} for ${users(count)}.`,
       sql`
         select events.user_id
         from public.${sql.identifier(events)} as events
@@ -1068,9 +1068,9 @@ const checks: Record<string, Check> = {
       );
       if (found && found.count > 0) {
         find(
-          `${name} does not show what the input tables give now, for ${found.count} of ${found.sampled} users that were picked at random.`,
+          `${name} differs from what the input tables give now, for ${found.count} of ${found.sampled} users picked at random.`,
           found.keys ?? [],
-          'npx lead-conversions refresh; if this stays, the view is not the declared one: npx lead-conversions diff',
+          'npx lead-conversions refresh. If the finding remains, the definition of the view differs: npx lead-conversions diff',
         );
       }
     }
@@ -1134,7 +1134,7 @@ const checks: Record<string, Check> = {
         state?.deadRows && state.transaction ? await horizonHolders(tx, state.transaction) : [];
       if (holders.length > 0) {
         find(
-          `${name} has ${state?.deadRows} dead rows that no vacuum removes, because ${holders.join(', ')} might still want to read them.`,
+          `${name} has ${state?.deadRows} dead rows that no vacuum can remove, because ${holders.join(', ')} might still read them.`,
           [name],
           `End these sessions, then run: vacuum public.${name};`,
         );
@@ -1142,7 +1142,7 @@ const checks: Record<string, Check> = {
     }
     if (!facts?.seesOthers) {
       note(
-        'This role does not see what the sessions of others read, which may keep dead rows from being removed: grant it pg_read_all_stats.',
+        'This role cannot see which sessions of other roles keep dead rows from being removed. Grant it pg_read_all_stats.',
       );
     }
   },

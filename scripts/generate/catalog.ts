@@ -136,7 +136,9 @@ function declaredView(view: PgMaterializedView): Relation {
   const { name, schema, selectedFields } = getMaterializedViewConfig(view);
   refuseOtherSchemas(name, schema);
   if (!viewsInOrder.includes(view)) {
-    throw new Error(`${name} is not among viewsInOrder of views/refresh.ts: nothing refreshes it.`);
+    throw new Error(
+      `${name} is not in viewsInOrder of views/refresh.ts, so nothing refreshes it. Add it there.`,
+    );
   }
   const properties = propertiesOf(view) ?? undeclared(name);
   const columns = selectedFields as Record<string, PgColumn>;
@@ -214,14 +216,14 @@ const byName = (one: { name: string }, other: { name: string }) => (one.name < o
 function refuseOtherSchemas(name: string, schema: string | undefined): void {
   if (schema !== 'public') {
     throw new Error(
-      `${name} is not declared in the schema public: declare it with publicTable or publicMaterializedView, see schema/columns.ts.`,
+      `${name} is not declared in the schema public. Declare it with publicTable or publicMaterializedView of schema/columns.ts.`,
     );
   }
 }
 
 function undeclared(what: string): never {
   throw new Error(
-    `${what} has no comment: declare it with withProperties, see schema/properties.ts.`,
+    `${what} has no comment. Declare one with withProperties of schema/properties.ts.`,
   );
 }
 

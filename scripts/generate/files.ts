@@ -53,7 +53,7 @@ export async function generate(
 ): Promise<string> {
   if (!check && !/^[a-z0-9_]+$/.test(name ?? '')) {
     throw new Error(
-      'Name the migration after what changes, in lower case, digits and underscores: npm run generate -- --name WHAT_CHANGED',
+      'Name the migration after the change, with lower-case letters, digits and underscores: npm run generate -- --name WHAT_CHANGED',
     );
   }
   const journal: Journal = JSON.parse(read(journalFile));
@@ -79,11 +79,11 @@ export async function generate(
     files.push(...(await completeMigration(tx, declared, changes, when)));
   });
   if (files.length === 0) {
-    return 'Nothing to generate: the migrations make what schema/ and views/ declare.';
+    return 'Nothing to generate: the migrations match schema/ and views/.';
   }
   if (check) {
     throw new Error(
-      `The migrations do not make what schema/ and views/ declare. Run "npm run generate -- --name WHAT_CHANGED", which writes:\n\n${files.map(textOf).join('\n')}`,
+      `The migrations do not match schema/ and views/. Run "npm run generate -- --name WHAT_CHANGED", which writes:\n\n${files.map(textOf).join('\n')}`,
     );
   }
 
@@ -117,7 +117,7 @@ function refuseOtherOrder({ entries }: Journal): void {
     const before = entries[index - 1];
     if (before && !(entry.idx > before.idx && entry.when > before.when)) {
       throw new Error(
-        `In ${join(folder, journalFile)} the migration ${entry.tag} does not come after ${before.tag} by both its idx and its when, so a database that has ${before.tag} would never get it. Take the later one of the two out of the journal, delete its files, and generate it again.`,
+        `In ${join(folder, journalFile)} the migration ${entry.tag} does not come after ${before.tag} by both its idx and its when, so a database that has ${before.tag} would never get it. Remove the later of the two from the journal, delete its files, and generate it again.`,
       );
     }
   });
@@ -156,7 +156,7 @@ export async function generateBaseline(db: Session): Promise<string> {
     const was: Snapshot = JSON.parse(read(snapshotFile(0)));
     const isSame = JSON.stringify({ ...current, id: was.id }) === JSON.stringify(was);
     if (isSame && read(sqlFile(baseline)) === textOf(migration)) {
-      return 'Nothing to generate: the baseline makes what schema/ and views/ declare.';
+      return 'Nothing to generate: the baseline matches schema/ and views/.';
     }
   }
   for (const { idx, tag } of journal.entries) {
@@ -175,7 +175,7 @@ function refuseOtherBeginnings(tag: string): void {
   const [first = ''] = text.split(breakpoint);
   if (first.trim() !== firstStatement) {
     throw new Error(
-      `${join(folder, sqlFile(tag))} does not begin with "${firstStatement}${breakpoint}", so a name in it may mean what somebody else has created. Begin it with that line, write each relation with its schema, and put ${breakpoint} between all statements.`,
+      `${join(folder, sqlFile(tag))} does not begin with "${firstStatement}${breakpoint}", so a name in it may mean an object that somebody else has created. Begin the file with that line, qualify each relation with its schema, and put ${breakpoint} between all statements.`,
     );
   }
 }

@@ -267,7 +267,7 @@ const refuseWhatCameLater = (views: string[]) => [
 				(TABLE "${notes}"."kept" EXCEPT TABLE "${notes}"."found")
 			) AS differences;
 			IF later IS NOT NULL THEN
-				RAISE EXCEPTION 'Nothing was migrated, because somebody has changed this meanwhile: %. Migrate again.', later;
+				RAISE EXCEPTION 'Nothing was migrated, because somebody changed this at the same time: %. Migrate again.', later;
 			END IF;`,
 ];
 
@@ -360,7 +360,7 @@ ${dependents(touched)}
 	) AS dependents
 	WHERE object <> ALL (${array(known)});
 	IF others IS NOT NULL THEN
-		RAISE EXCEPTION 'Nothing was migrated, because it would drop or break what others have created: %. Remove that, migrate, and create it again if it still fits.', others;
+		RAISE EXCEPTION 'Nothing was migrated, because it would drop or break objects that others have created: %. Remove them, migrate, and create them again if they still fit.', others;
 	END IF;
 END
 $$;`;
@@ -379,9 +379,9 @@ BEGIN
 		EXCEPTION
 			WHEN OTHERS THEN
 				IF NOT (kept.goes_with_column AND SQLSTATE = '42703') THEN
-					RAISE EXCEPTION 'Nothing was migrated, because the new view cannot have %: %. Drop that, migrate, and make it again if it fits the new view.', coalesce(kept.object, 'its owner'), SQLERRM;
+					RAISE EXCEPTION 'Nothing was migrated, because the new view cannot have %: %. Drop it, migrate, and create one that fits the new view.', coalesce(kept.object, 'its owner'), SQLERRM;
 				END IF;
-				RAISE NOTICE 'Gone with its column: %.', kept.object;
+				RAISE NOTICE 'Dropped with its column: %.', kept.object;
 		END;
 	END LOOP;
 END
@@ -403,7 +403,7 @@ BEGIN
 		BEGIN
 			EXECUTE kept.statement;
 		EXCEPTION WHEN OTHERS THEN
-			RAISE EXCEPTION 'Nothing was migrated, because the new view cannot have %: %. Drop that, migrate, and make it again if it fits the new view.', kept.object, SQLERRM;
+			RAISE EXCEPTION 'Nothing was migrated, because the new view cannot have %: %. Drop it, migrate, and create one that fits the new view.', kept.object, SQLERRM;
 		END;
 	END LOOP;
 END

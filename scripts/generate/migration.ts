@@ -108,7 +108,7 @@ export async function completeMigration(
     await add(takeTurn(createdAt + files.length));
     await add(
       lockRefreshes,
-      'No refresh runs meanwhile: this waits up to five minutes for one that does, and then names it.',
+      'No refresh may run at the same time. This waits up to five minutes for a running refresh, and then fails with its name.',
     );
     const begun = migration.length;
     await phase(db, plan, add);
@@ -220,7 +220,7 @@ async function replaceViews(db: Session, plan: Plan, add: Add): Promise<void> {
   if (replaced.length > 0) {
     await add(
       `CREATE SCHEMA "${scratch}";`,
-      'The new views are in a schema of their own at first. REFRESH fills them, because transactions that began before see its rows too.',
+      'The new views are first created in a schema of their own. REFRESH fills them, because transactions that began earlier see its rows too.',
     );
   }
   if (plan.isUnderViews) {
@@ -247,13 +247,13 @@ async function replaceViews(db: Session, plan: Plan, add: Add): Promise<void> {
     await writeDownOld(plan, replaced, add);
   }
   if (replaced.length > 0) {
-    await add(putBack, 'What others have put on the old views, the new ones have too.');
+    await add(putBack, 'Gives the new views what others have put on the old ones.');
   }
   for (const name of created) {
     await add(`ANALYZE "${place}"."${name}";`);
   }
   if (replaced.includes(firstView)) {
-    await add(refuseLoss, 'The new views are not taken from input that is half loaded.');
+    await add(refuseLoss, 'Stops if the input seems to be half loaded.');
   }
   const locks = locksOf(plan.drops, plan);
   if (!plan.isUnderViews && surplus.length + old.length + locks.length > 0) {
@@ -276,19 +276,16 @@ async function replaceViews(db: Session, plan: Plan, add: Add): Promise<void> {
   await drop(db, plan.drops, add);
 }
 
-const ownerNote = 'What is new gets the owner of the rest, whoever migrates.';
+const ownerNote = 'Gives new tables and views the same owner as the others, whoever migrates.';
 
 const exchangeNote =
-  'The only time that others wait. This waits 0.3 seconds for those who are using what changes, then lets everybody go on, and tries again a second later. A view of somebody else that reads what is dropped is not dropped with it, but stops the migration and is named.';
+  'Others wait only here. This waits 0.3 seconds for sessions that use these views and tables, then lets all sessions continue, and tries again a second later. If a view of somebody else reads what is dropped, the migration stops and names that view.';
 
 /** Notes of views that are about to be replaced what the new ones are to have, too. */
 async function writeDownOld({ made, declared }: Plan, replaced: string[], add: Add): Promise<void> {
   if (replaced.length > 0) {
     const [first = '', ...others] = writeDown(replaced, made, declared);
-    await add(
-      first,
-      'The owner of the old views, whoever migrates, and what others have put on them.',
-    );
+    await add(first, 'Notes the owner of the old views, and what others have put on them.');
     for (const statement of others) {
       await add(statement);
     }
@@ -317,7 +314,7 @@ async function refuseWhatOthersLose(db: Session, statements: string[], add: Add)
       .from(sql.raw(`(${dependents(touched)}) as dependents`))) as { object: string }[];
     await add(
       refuseDependents(touched, ours.map(({ object }) => object).toSorted()),
-      'What others have created on a table is not dropped with it.',
+      'Stops if the change would drop objects that others have created on a table.',
     );
   }
 }
@@ -351,7 +348,7 @@ async function lockChanging(
   } else if (locks.length > 0) {
     await add(
       lockTablesOncePossible(locks),
-      'This waits 0.3 seconds for those who are using the tables, then lets everybody go on, and tries again a second later.',
+      'This waits 0.3 seconds for sessions that use the tables, then lets all sessions continue, and tries again a second later.',
     );
   }
 }
@@ -486,7 +483,7 @@ export async function completeBaseline(
     }
     await add(
       createReaderRole,
-      'Roles belong to the whole server, so another database may have made this one before, or be making it at this moment.',
+      'Roles belong to the whole server, so the migration of another database may have created this one, or may be creating it now.',
     );
     const names = [...tables, ...views];
     await add(
@@ -500,7 +497,7 @@ export async function completeBaseline(
     await refuseUndeclaredReads(db);
     written.push(
       ...beginningWith(
-        'Creates all that lead-conversions keeps in a database: the input tables, the history of the refreshes, the two reports, and the role that reads them. Written by "npm run generate -- --baseline" from what schema/ and views/ declare.',
+        'Creates everything that lead-conversions keeps in a database: the input tables, the history of loads and refreshes, the two views, and the role that reads them. Written by "npm run generate -- --baseline" from the declarations in schema/ and views/.',
         migration,
       ),
     );
@@ -511,7 +508,7 @@ export async function completeBaseline(
 const takeAllRows = 'SET LOCAL row_security TO off;';
 
 const takeAllRowsNote =
-  'Where row-level security would keep rows from the owner of a view, REFRESH then fails, rather than fill the view with what is left.';
+  'If row-level security hides rows from the owner of a view, REFRESH then fails, and does not fill the view with the other rows.';
 
 const firstView = getViewName(fctClientConversionEvents);
 
@@ -519,7 +516,7 @@ const viewNames = () => viewsInOrder.map((view) => getMaterializedViewConfig(vie
 
 /** A migration with the words before it that say what it does. */
 const beginningWith = (heading: string, [first, ...others]: string[]) => [
-  `${comment(heading)}\n--\n${comment('Names in here are those of pg_catalog, or have their schema with them. What others have created under the same names, in a schema that everybody may write to, is never meant.')}\n${first}`,
+  `${comment(heading)}\n--\n${comment('Every name in this file is in pg_catalog or has its schema. So it never means an object that others have created under the same name in a schema that they may write to.')}\n${first}`,
   ...others,
 ];
 
@@ -654,14 +651,14 @@ function headingOf(plan: Plan): string {
       `Replaces ${[list(replaced), ...readers.map((name) => `${name}, which reads it`)].join(', and ')}.`,
     reindexed.length > 0 && `Changes the indexes of ${list(reindexed)}.`,
     isUnderViews &&
-      `Takes ${list(old)} down and creates ${old.length > 1 ? 'them' : 'it'} anew, because ${old.length > 1 ? 'they read' : 'it reads'} what changes: readers wait until the end.`,
+      `Drops ${list(old)} and creates ${old.length > 1 ? 'them' : 'it'} again, because ${old.length > 1 ? 'they read' : 'it reads'} a column that changes. Readers wait until the end.`,
   ].filter(Boolean);
-  return sentences.join(' ') || 'Says in the database what is declared of its tables and views.';
+  return sentences.join(' ') || 'Updates comments, indexes and grants to match their declarations.';
 }
 
 /** What a migration does that comes before the one of the views. */
 const headingOfTables = (plan: Plan) =>
-  `${headingOf({ ...plan, drops: [], old: [], created: [] })} The views follow in the next migration, so that nobody waits for these tables while they are filled.`;
+  `${headingOf({ ...plan, drops: [], old: [], created: [] })} The views follow in the next migration, so nobody waits for these tables while the views are filled.`;
 
 /** The statements that give a relation the indexes and comments that drizzle-kit has no words for. */
 function completing(declared: Relation, actual: Relation | undefined, inSchema: string): string[] {
@@ -760,7 +757,7 @@ async function refuseUndeclaredReads(db: Session): Promise<void> {
   for (const view of viewsInOrder) {
     await catalogView(db, view).catch((error) => {
       throw new Error(
-        `Declare in "reads" what the view reads. A refresh would say: ${error.message}`,
+        `Declare in "reads" every column that the view reads. A refresh would fail with: ${error.message}`,
       );
     });
   }
@@ -776,7 +773,7 @@ function refuseDifferences(declared: Relation[], actual: Relation[]): void {
       const [is, wanted] = [made?.[property], relation[property]];
       if (!isDeepStrictEqual(is, wanted)) {
         throw new Error(
-          `The migrations would not make ${relation.name} as it is declared: its ${property} would be ${JSON.stringify(is)} and not ${JSON.stringify(wanted)}.`,
+          `After the migrations, ${relation.name} would not match its declaration: its ${property} would be ${JSON.stringify(is)}, not ${JSON.stringify(wanted)}.`,
         );
       }
     }

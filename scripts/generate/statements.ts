@@ -77,7 +77,7 @@ BEGIN
 	${lockRecords}
 	SET LOCAL lock_timeout TO '${lockTimeout}';
 	IF EXISTS (SELECT FROM ${records} WHERE created_at >= ${createdAt}) THEN
-		RAISE EXCEPTION 'Nothing was migrated, because another deploy has just applied this migration, as ${records} says. Migrate again, in case something is left to do.';
+		RAISE EXCEPTION 'Nothing was migrated, because another deploy has just applied this migration, according to ${records}. Migrate again, in case other migrations are pending.';
 	END IF;
 END
 $$;`;
@@ -86,20 +86,20 @@ $$;`;
 export const refuseOtherDatabases = `DO $$
 BEGIN
 	IF to_regclass('${records}') IS NULL THEN
-		RAISE EXCEPTION 'The migrations of lead-conversions are recorded in ${records}, apart from those of other apps. Migrate with migrationsTable: ''${migrations.migrationsTable}''.';
+		RAISE EXCEPTION 'The migrations of lead-conversions must be recorded in ${records}, apart from those of other apps. Migrate with migrationsTable: ''${migrations.migrationsTable}''.';
 	END IF;
 	SET LOCAL lock_timeout TO '10min';
 	${lockRecords}
 	SET LOCAL lock_timeout TO '${lockTimeout}';
 	IF EXISTS (SELECT FROM pg_trigger WHERE tgrelid = '${records}'::regclass) THEN
-		RAISE EXCEPTION 'Somebody has put a trigger on ${records}. Nothing is migrated while it is there.';
+		RAISE EXCEPTION 'Nothing was migrated, because there is a trigger on ${records}. Drop it, and migrate again.';
 	END IF;
 	IF to_regclass('public.dim_branch') IS NOT NULL THEN
 		IF EXISTS (SELECT FROM ${records}) THEN
-			RAISE EXCEPTION 'This database is migrated already, as ${records} says: by another deploy at this moment, or by an earlier baseline, which needs a new database. Migrate with the schema drizzle and migrationsTable: ''${migrations.migrationsTable}''.';
+			RAISE EXCEPTION 'This database has already been migrated, according to ${records}: by another deploy at this moment, or by an earlier baseline, which needs a new database. Migrate with the schema drizzle and migrationsTable: ''${migrations.migrationsTable}''.';
 		END IF;
 		RAISE EXCEPTION 'This database was migrated by an earlier, unreleased version. Create a new database and load it again.'
-			USING HINT = 'If public.dim_branch is a table of your own, lead-conversions needs a database without one.';
+			USING HINT = 'If public.dim_branch is your own table, use a database without a table of that name.';
 	END IF;
 END
 $$;`;
@@ -108,7 +108,7 @@ export const createReaderRole = `DO $$
 BEGIN
 	IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '${readerRole}') THEN
 		IF NOT (SELECT rolsuper OR rolcreaterole FROM pg_roles WHERE rolname = current_user) THEN
-			RAISE EXCEPTION 'The role ${readerRole} is not there, and the role % may not create roles. Have an administrator run "create role ${readerRole}", then migrate again.', current_user
+			RAISE EXCEPTION 'The role ${readerRole} does not exist, and the role % may not create roles. Have an administrator run "create role ${readerRole}", then migrate again.', current_user
 				USING ERRCODE = 'insufficient_privilege';
 		END IF;
 		CREATE ROLE "${readerRole}" NOLOGIN;
@@ -126,14 +126,14 @@ $$;`;
 export const refuseUselessGrants = `DO $$
 BEGIN
 	IF NOT has_schema_privilege('${readerRole}', 'public', 'USAGE') THEN
-		RAISE EXCEPTION 'The role % may not grant the use of the schema public. Have its owner run "grant usage on schema public to ${readerRole}", then migrate again.', current_user
+		RAISE EXCEPTION 'The role % may not grant usage on the schema public. Have its owner run "grant usage on schema public to ${readerRole}", then migrate again.', current_user
 			USING ERRCODE = 'insufficient_privilege';
 	END IF;
 END
 $$;`;
 
 export const revokeNote =
-  'The default privileges of a database may give others rights on all that is created in it. Nobody but the owner keeps any here, and what is declared is granted after this.';
+  'The default privileges of a database may give other roles rights on new objects. This revokes them all. The declared grants follow.';
 
 /** Takes all rights on relations and their sequences from all but the owners, and on a schema that has no others in it. */
 export function revokeAll(relations: string[], schema?: string): string {
@@ -195,13 +195,13 @@ $$;`;
 export const lockRefreshes = `DO $$
 BEGIN
 	SET LOCAL lock_timeout TO '5min';
-	-- This one marks a refresh or a migration; somebody's VACUUM has the next one alone.
+	-- ROW SHARE marks a refresh or a migration. A VACUUM of the table takes only the second lock.
 	LOCK TABLE "public"."view_refreshes" IN ROW SHARE MODE;
 	LOCK TABLE "public"."view_refreshes" IN SHARE UPDATE EXCLUSIVE MODE;
 	SET LOCAL lock_timeout TO '${lockTimeout}';
 EXCEPTION
 	WHEN lock_not_available THEN
-		RAISE EXCEPTION 'Nothing was migrated, because the lock of refreshes could not be taken within 5 minutes: %. Migrate again once that is over.', (
+		RAISE EXCEPTION 'Nothing was migrated, because the lock of refreshes was not free within 5 minutes: %. Migrate again once it is free.', (
 			SELECT string_agg(holder, ', ')
 			FROM (${holdersOf(['public.view_refreshes'], isInTheWay)}) AS holders
 		);
@@ -233,7 +233,7 @@ ${lines(work)}
 			EXIT;
 		EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
 			IF attempt = 100 THEN
-				RAISE EXCEPTION 'Nothing was migrated, because others were using ${names.join(' and ')} all the time. Migrate again later.'
+				RAISE EXCEPTION 'Nothing was migrated, because other sessions used ${names.join(' and ')} all the time. Migrate again later.'
 					USING DETAIL = (
 						SELECT format('In use by: %s.', string_agg(holder, ', '))
 						FROM (${holdersOf(names.map((name) => `public.${name}`))}) AS holders
@@ -242,7 +242,7 @@ ${lines(work)}
 			PERFORM pg_sleep(1);
 		WHEN dependent_objects_still_exist THEN
 			GET STACKED DIAGNOSTICS dependents = PG_EXCEPTION_DETAIL;
-			RAISE EXCEPTION 'Nothing was migrated, because what it replaces is in use: %. Drop that, migrate, and create it again.', dependents
+			RAISE EXCEPTION 'Nothing was migrated, because other objects depend on what it replaces: %. Drop them, migrate, and create them again.', dependents
 				USING ERRCODE = 'dependent_objects_still_exist';
 		END;
 	END LOOP;
@@ -313,7 +313,7 @@ DECLARE
 	counted record;
 BEGIN
 	IF setting !~ '^[0-9]+([.][0-9]+)? ?%$' OR rtrim(setting, ' %')::numeric > 100 THEN
-		RAISE EXCEPTION 'The setting lead_conversions.max_loss is a percentage from 0%% to 100%%, not "%".', setting;
+		RAISE EXCEPTION 'The setting lead_conversions.max_loss must be a percentage from 0%% to 100%%, not "%".', setting;
 	END IF;
 	IF to_regclass('${notes}.counts') IS NULL THEN
 		RETURN;
@@ -329,7 +329,7 @@ BEGIN
 	LOOP
 		IF (counted.was - counted.now) * 100 > counted.was * rtrim(setting, ' %')::numeric THEN
 			RAISE EXCEPTION 'Nothing was migrated, because the new fct_client_conversion_events would have % % instead of %, a loss of more than % %%.', counted.now, counted.name, counted.was, rtrim(setting, ' %')
-				USING HINT = 'Check that the input tables are complete. If they are, migrate with --max-loss 100%, or for drizzle-kit have an administrator run "alter role ... set lead_conversions.max_loss = ''100%''".';
+				USING HINT = 'Check that the input tables are complete. If they are, migrate with --max-loss 100%. For drizzle-kit, have an administrator run "alter role ... set lead_conversions.max_loss = ''100%''" instead.';
 		END IF;
 	END LOOP;
 	DROP TABLE "${notes}"."counts";

@@ -111,7 +111,7 @@ function contradictions(table: PgTable): SQL {
       concat_ws(', ', ${sql.join(
         keys.map((key) => sql`${`${key} `}::text || ${quoted(sql`later.${sql.identifier(key)}`)}`),
         sql`, `,
-      )}) || ' is also in line ' || first.file_line || ', with other values' as text
+      )}) || ' is already in line ' || first.file_line || ', with different values' as text
     from (
       select ${list(keys)}, min(file_line) as first_line
       from ${loading}
@@ -202,7 +202,7 @@ function lostReferences(table: PgTable, { complete, incomplete }: Loading): SQL[
             select
               null::bigint as file_line,
               null::text as column,
-              'the file lacks ' || ${key}::text || ' '
+              'the file does not have ' || ${key}::text || ' '
                 || array_to_string((array_agg(${quoted(sql`key`)} order by key))[1:3], ', ')
                 || case when count(*) > 3 then ' and ' || count(*) - 3 || ' more' else '' end
                 || ', which ' || ${otherName}::text || ' refers to. --snapshot would delete '

@@ -48,7 +48,7 @@ export async function findFiles(folder: string): Promise<{ files: InputFile[]; o
     const found = namesOf(table).filter((name) => names.includes(name));
     if (found.length > 1) {
       throw new Error(
-        `${folder} has both ${found.join(' and ')}. Leave the one that is to be loaded.`,
+        `${folder} has both ${found.join(' and ')}. Remove the one that is not to be loaded.`,
       );
     }
     for (const name of found) {
@@ -61,7 +61,7 @@ export async function findFiles(folder: string): Promise<{ files: InputFile[]; o
   }
   if (files.length === 0) {
     throw new Error(
-      `There is nothing to load in ${folder}: it has none of ${inputTables.map((table) => namesOf(table)[0]).join(', ')}, nor one of them as .csv.gz.`,
+      `There is nothing to load in ${folder}: it has none of ${inputTables.map((table) => namesOf(table)[0]).join(', ')}, with or without .gz.`,
     );
   }
   const others = entries

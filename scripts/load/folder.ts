@@ -162,7 +162,7 @@ async function storeAll(
     }
     if (different.length > 0 && comparison === mostComparisons) {
       throw new Error(
-        `Nothing was loaded, because ${different.map((table) => getTableName(table)).join(' and ')} did not become what the files are. Either a trigger or a rule changes what is written, or other sessions keep writing to the same rows. Disable the trigger or rule, or load again when nobody else writes.`,
+        `Nothing was loaded, because ${different.map((table) => getTableName(table)).join(' and ')} would not match the files. Either a trigger or a rule changes the rows, or other sessions keep writing to the same rows. Disable the trigger or rule, or load again when nobody else writes.`,
       );
     }
     const changed = files.filter(({ table }) => different.includes(table));
@@ -224,13 +224,13 @@ async function refuseProblems(
 function warningsOf(readings: Reading[], others: string[]): string[] {
   const warnings = readings.flatMap(({ file, header }) =>
     header && header.ignored.length > 0
-      ? `${file.name}: these columns are left out: ${header.ignored.map((name) => JSON.stringify(name)).join(', ')}.`
+      ? `${file.name}: these columns are ignored: ${header.ignored.map((name) => JSON.stringify(name)).join(', ')}.`
       : [],
   );
   if (others.length > 0) {
     const names = inputTables.map((table) => `${getTableName(table)}.csv`);
     warnings.push(
-      `Not loaded: ${others.join(', ')}. Only files with these names are loaded: ${names.join(', ')}, each also as .csv.gz.`,
+      `Not loaded: ${others.join(', ')}. Only files with these names are loaded: ${names.join(', ')}, with or without .gz.`,
     );
   }
   return warnings;
@@ -408,7 +408,7 @@ function headerOptions(
     const [, from = '', to = ''] = /^(.+)=([^=]+)$/s.exec(text) ?? [];
     if (!inputTables.some((table) => columnNames(table).includes(to))) {
       throw new Error(
-        `--rename is FROM=TO, with a column of an input table as TO, not ${JSON.stringify(text)}.`,
+        `--rename must be FROM=TO, with a column of an input table as TO, not ${JSON.stringify(text)}.`,
       );
     }
     return [bare(from), to] as const;
@@ -420,7 +420,7 @@ function headerOptions(
 function csvOptions(options: LoadOptions): Omit<CsvOptions, 'delimiter'> {
   const { null: nulls = [], escape: character = '"' } = options;
   if (character !== '"' && character !== '\\') {
-    throw new Error(`--escape is " or \\, not ${JSON.stringify(character)}.`);
+    throw new Error(`--escape must be " or \\, not ${JSON.stringify(character)}.`);
   }
   return { nulls: new Set(nulls), hasBackslashes: character === '\\' };
 }

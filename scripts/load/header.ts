@@ -98,7 +98,7 @@ export async function readHeader(
   );
   const show = (list: string[]) => list.map((name) => JSON.stringify(name.slice(0, 40))).join(', ');
   const problems = [
-    names.length === 0 && 'the file has no header, or one that is quoted wrongly',
+    names.length === 0 && 'the file has no header, or a header with wrong quotes',
     missing.length > 0 && names.length > 0 && `the header lacks ${missing.join(', ')}`,
     repeated.length > 0 && `the header has ${repeated.join(', ')} more than once`,
     derived.length > 0 &&
@@ -108,7 +108,7 @@ export async function readHeader(
   ].filter(Boolean);
   if (problems.length > 0) {
     throw new Error(
-      `${problems.join('; ')}. The columns of ${tableName} are ${expected.join(', ')}, in any order. Give other names with --rename FROM=TO, and leave out what the table does not have with --ignore-columns`,
+      `${problems.join('; ')}. The columns of ${tableName} are ${expected.join(', ')}, in any order. Use --rename FROM=TO for columns with other names, and --ignore-columns for columns that the table does not have`,
     );
   }
   return {

@@ -243,7 +243,7 @@ const linesIn = (value: string): number =>
 const mistakes = {
   open: 'the quote that opens here is never closed',
   unquoted:
-    'a field has a quote in it, but is not quoted. Put quotes around the field, and double the one in it',
+    'a field has a quote in it, but is not quoted. Put quotes around the field, and double the quote in it',
   followed:
     "there is text between the closing quote of a field and the next field. Double each quote within a field, or load with --escape '\\' if the file writes \\\" in its place",
   followedDespiteBackslashes:

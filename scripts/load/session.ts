@@ -102,7 +102,7 @@ async function refuseOtherKinds(transaction: LoadTransaction, tables: PgTable[])
   if (strange) {
     throw new Error(
       strange.is_table
-        ? `${strange.name} has inheriting tables, whose rows a load cannot tell from those of the table. Move their rows into it, and remove the inheritance: "alter table … no inherit ${strange.name}".`
+        ? `${strange.name} has inheriting tables, and a load cannot tell their rows from those of the table. Move their rows into it, and remove the inheritance: "alter table … no inherit ${strange.name}".`
         : `${strange.name} is not a table in this database.`,
     );
   }
@@ -200,14 +200,18 @@ export async function explainFailure(
   const holders = async () =>
     step === undefined ? [] : await pinned(session, '10s', (tx) => holdersInTheWay(tx, step));
   if (cause.code === LOCK_NOT_AVAILABLE) {
-    const holding = (await holders()).join(', ') || 'the session that held it has ended since';
-    return new Error(`Nothing was loaded, for want of a lock within ${lockTimeout}: ${holding}.`, {
-      cause,
-    });
+    const holding = (await holders()).join(', ') || 'the session that held it has ended';
+    return new Error(
+      `Nothing was loaded: it got no lock within ${lockTimeout}, because ${holding}.`,
+      {
+        cause,
+      },
+    );
   }
   if (cause.code === QUERY_CANCELED) {
     const waiting = await holders();
-    const inTheWay = waiting.length > 0 ? ` Perhaps in its way: ${waiting.join(', ')}.` : '';
+    const inTheWay =
+      waiting.length > 0 ? ` These sessions may have blocked it: ${waiting.join(', ')}.` : '';
     return new Error(
       `Nothing was loaded: ${cause.message}. The statement timeout was ${statementTimeout}.${inTheWay}`,
       { cause },
@@ -215,7 +219,7 @@ export async function explainFailure(
   }
   if (cause.code === INSUFFICIENT_PRIVILEGE && cause.message.includes('row-level security')) {
     return new Error(
-      `Nothing was loaded: ${cause.message}. A load has to see all rows. Load as the owner of the tables, or exempt the role: "alter role … bypassrls".`,
+      `Nothing was loaded: ${cause.message}. A load must see all rows. Load as the owner of the tables, or exempt the role: "alter role … bypassrls".`,
       { cause },
     );
   }

@@ -53,7 +53,7 @@ async function* readBytes(
     // Node reads no further than zeros, with which some tools fill the last block.
     if ((chunk as Buffer).some((byte) => byte !== 0)) {
       throw new Error(
-        'the gzip file goes on after its end, with what would not be read. Pack it again',
+        'the gzip file has data after its end, which would not be read. Compress it again',
       );
     }
   }
@@ -118,7 +118,7 @@ async function explain(
   }
   if (error.code?.startsWith('Z_')) {
     return new Error(
-      `this is no gzip file, or it is damaged or cut off (${error.message}). Name it .csv if it is plain, otherwise copy it again`,
+      `this is not a gzip file, or it is damaged or incomplete (${error.message}). Name it .csv if it is not compressed, otherwise copy it again`,
     );
   }
   return error;

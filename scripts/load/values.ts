@@ -33,7 +33,7 @@ export function readInstant(text: string): string | { wrong: string } {
   ] = instantShape.exec(text) ?? [];
   if (isShaped === undefined) {
     return {
-      wrong: `${quote(text)} is not a time. Write 2024-06-01 or 2024-06-01T12:30:00Z. An offset such as +05:30 may replace the Z; without one, the time is UTC`,
+      wrong: `${quote(text)} is not a time. Write 2024-06-01 or 2024-06-01T12:30:00Z. You may write an offset such as +05:30 instead of Z. Without one, the time is UTC`,
     };
   }
   const [offsetHours = '+00', offsetMinutes = '00'] = offset;
@@ -56,7 +56,7 @@ export function readInstant(text: string): string | { wrong: string } {
   }
   const instant = midnight + Math.floor(time) - shift;
   if (instant < earliest || instant >= tooLate) {
-    return { wrong: `${quote(text)} does not lie in the years 1 to 9999 (UTC)` };
+    return { wrong: `${quote(text)} is not in the years 1 to 9999 (UTC)` };
   }
   return `${date} ${hours}:${minutes}:${seconds}${fraction}${offsetHours}:${offsetMinutes}`;
 }
@@ -102,7 +102,7 @@ export function wrongWithJson(text: string): string | undefined {
   }
   return isStorable
     ? undefined
-    : `${quote(text)} has an escape that stands for no character that Postgres can store`;
+    : `${quote(text)} has an escape for a character that Postgres cannot store`;
 }
 
 /** How deep JSON may be nested: much deeper, and an embedded database breaks down. */

@@ -417,7 +417,7 @@ async function lookUp(tx: Session): Promise<void> {
     );
   }
   if (!found.isPopulated) {
-    throw new Error(`${view} has not been populated. Refresh it first.`);
+    throw new Error(`${view} is not populated. Refresh it first.`);
   }
 }
 
@@ -426,7 +426,7 @@ async function branchOf(tx: Session, branchId: string): Promise<NonNullable<Figu
   const [branch] = await tx.select({ branchId: id, name }).from(dimBranch).where(eq(id, branchId));
   if (!branch) {
     throw new Error(
-      `There is no branch ${JSON.stringify(branchId)} in dim_branch. --branch is a branch_id.`,
+      `There is no branch ${JSON.stringify(branchId)} in dim_branch. Use the branch_id of a branch.`,
     );
   }
   return branch;
@@ -445,7 +445,7 @@ function refuseUnequal(headlines: Headline[]): void {
       .toSorted((one, other) => (one.filter < other.filter ? -1 : 1))
       .map(({ filter, users }) => `${users} under ${filter}`);
     throw new Error(
-      `${view} does not have the same users under each of the filters ${declared.join(', ')}: ${each.join(', ')}. Migrate the database to this version, and refresh it.`,
+      `${view} does not have the same users under all filters ${declared.join(', ')}: ${each.join(', ')}. Migrate the database to this version, and refresh it.`,
     );
   }
 }
@@ -457,7 +457,7 @@ const noUsers = (filter: ConversionEventFilter): Headline => ({
 
 function monthGiven(text: string): Month {
   if (!/^(?!0000)\d{4}-(0[1-9]|1[0-2])$/.test(text)) {
-    throw new Error(`--since is a month, such as 2026-01, not ${JSON.stringify(text)}.`);
+    throw new Error(`--since must be a month such as 2026-01, not ${JSON.stringify(text)}.`);
   }
   return monthOf(text);
 }

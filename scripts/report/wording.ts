@@ -179,7 +179,7 @@ export function warningsOf(figures: Figures): string[] {
     );
   } else if (hoursOld !== null && hoursOld < 0) {
     warnings.push(
-      'The age of these figures is not known: the latest refresh is in the future by the server’s clock.',
+      'The age of these figures is not known: by the server’s clock, the latest refresh is in the future.',
     );
   } else if (hoursOld !== null && hoursOld > warningHours) {
     warnings.push(

@@ -1,8 +1,8 @@
 import { Temporal } from 'temporal-polyfill';
 
 /**
- * The rules of the two views in plain TypeScript, written from the README's
- * decisions and not from the SQL. Slow and simple on purpose.
+ * The rules of the two views in plain TypeScript, written from "Decisions" in
+ * views/README.md and not from the SQL. Slow and simple on purpose.
  */
 
 export interface Branch {
