@@ -26,7 +26,7 @@ const benchmark = (...args: string[]) => run('', 'npm run benchmark', args, serv
 const databasesLeft = () =>
   session`select datname from pg_database where datname like 'lead_conversions_benchmark%'`;
 
-/** All numbers in a value, by their path. */
+/** All numbers in a value, with their paths. */
 function numbersIn(value: unknown, path = ''): [string, number][] {
   return typeof value === 'number'
     ? [[path, value]]
@@ -35,7 +35,9 @@ function numbersIn(value: unknown, path = ''): [string, number][] {
       );
 }
 
-test('measures both forms, which agree, and leaves no database', { timeout: 180_000 }, async () => {
+test('the benchmark measures our views and their reference, which agree, and leaves no database', {
+  timeout: 180_000,
+}, async () => {
   const folder = await mkdtemp(join(tmpdir(), 'lead-conversions-benchmark-'));
   try {
     const file = join(folder, 'figures.json');
@@ -59,7 +61,7 @@ test('measures both forms, which agree, and leaves no database', { timeout: 180_
         expect(number, path).toBeGreaterThanOrEqual(0);
       }
     }
-    // Someone has bought something, so that the second view was refreshed, too.
+    // Some users have bought something, so the second view was refreshed, too.
     expect(results[1]?.ours['1 % bought'].conversions).toBeGreaterThan(
       results[1]?.ours['nothing changed'].conversions ?? Number.NaN,
     );
@@ -69,7 +71,7 @@ test('measures both forms, which agree, and leaves no database', { timeout: 180_
   }
 });
 
-test('half of the users buy credit packs, two in five buy memberships', async () => {
+test('half of the generated users buy credit packs, and two in five buy memberships', async () => {
   const users = 3000;
   await generate(session, { users, purchasesPerUser: 5 });
   const [counts] = await session`
@@ -90,7 +92,7 @@ test('half of the users buy credit packs, two in five buy memberships', async ()
   });
 });
 
-test('stops at a signal, and leaves no database', async () => {
+test('the benchmark stops at a signal, and leaves no database', async () => {
   const { process, result } = start('', 'npm run benchmark', [], serverEnvironment());
   await vi.waitUntil(async () => (await databasesLeft()).length > 0, 30_000);
   process.kill('SIGTERM');
@@ -101,7 +103,7 @@ test('stops at a signal, and leaves no database', async () => {
   expect(await databasesLeft()).toEqual([]);
 });
 
-test('shows the rows in which a view differs from its reference', async () => {
+test('the comparison shows the rows in which a view differs from its reference', async () => {
   await session`insert into dim_user (user_id) values ('alike'), ('missing')`;
   await createReference(session);
   await session`refresh materialized view fct_client_conversion_events`;
@@ -128,14 +130,14 @@ test.each([
   [['--work-mem', 'lots'], 'invalid value for parameter "work_mem": "lots"\n'],
   [['--part', 'lunch'], '--part is refresh, load or report, not "lunch".\n'],
   [['--rounds', '0'], '--rounds is a whole number from 1 on, not "0".\n'],
-])('refuses %j', async (args, message) => {
+])('the benchmark refuses %j', async (args, message) => {
   expect(await benchmark(...args)).toEqual({ code: 1, stdout: '', stderr: message });
 });
 
 test.each([
   ['pglite:folder', /^BENCHMARK_DATABASE_URL is not the URL of a Postgres server\.[^\n]*\n$/],
   ['postgres://nobody@127.0.0.1:1/x', /and that BENCHMARK_DATABASE_URL names it\.\n$/],
-])('names the variable when it is %s', async (url, message) => {
+])('the error names BENCHMARK_DATABASE_URL if that is %s', async (url, message) => {
   expect(await run('', 'npm run benchmark', [], { BENCHMARK_DATABASE_URL: url })).toEqual({
     code: 1,
     stdout: '',

@@ -27,7 +27,7 @@ test('the two reports are populated materialized views', async () => {
   ]);
 });
 
-test('the tables have these indexes', async () => {
+test('the tables have these indexes and no others', async () => {
   const indexes = await database.db
     .select({
       index: sql`replace(replace(indexdef, 'public.', ''), ' USING btree', '')`,
@@ -47,7 +47,7 @@ test('the tables have these indexes', async () => {
   ]);
 });
 
-test('every table and view has what is declared of it, and there are no others', async () => {
+test('every table and view matches its declaration, and there are no others', async () => {
   const declared = declaredRelations();
   expect(declared.map(({ name }) => name)).toEqual([
     'dim_branch',
@@ -78,7 +78,7 @@ test.each([
   'grant select on dim_user to public',
   'create table notes (note text)',
   'create view notes as select 1 as note',
-])('a migration that would leave this behind is noticed: %s', async (statement) => {
+])('a difference from the declarations is noticed after: %s', async (statement) => {
   const undone = new Error('undone');
   await expect(
     database.db.transaction(async (transaction) => {
@@ -90,7 +90,7 @@ test.each([
 });
 
 test.each(viewsInOrder.map((view) => getMaterializedViewConfig(view)))(
-  'the definition of $name is the declared one',
+  'the database defines $name as it is declared',
   async ({ name, query }) => {
     const definition = (view: string) => sql<string>`pg_get_viewdef(${view}::regclass)`;
     await database.db.execute(sql`create temporary view declared as ${query}`);
@@ -102,7 +102,7 @@ test.each(viewsInOrder.map((view) => getMaterializedViewConfig(view)))(
   },
 );
 
-test('Drizzle names the schema of each in every statement', () => {
+test('Drizzle names the schema of each table and view in every statement', () => {
   const { db } = database;
   for (const declaration of Object.values(declarations)) {
     if (is(declaration, PgTable) || is(declaration, PgMaterializedView)) {
@@ -117,7 +117,7 @@ test('Drizzle names the schema of each in every statement', () => {
   }
 });
 
-test('the comment on a table or view begins with what one row is', () => {
+test('the comment on a table or view begins with its grain, "One row per …"', () => {
   for (const { comments } of declaredRelations()) {
     expect(comments[0]?.text).toMatch(/^One row per /);
   }
@@ -138,7 +138,7 @@ test.each(['fct_client_conversion_events', 'fct_lead_conversions'])(
   },
 );
 
-test('a column without a comment does not compile, nor does a key that may be NULL', () => {
+test('a column without a comment does not compile, and neither does a view whose key may be NULL', () => {
   const comment = 'One row per note.';
   const notes = pgTable('notes', { id: varchar('id').notNull(), note: varchar('note') });
   // @ts-expect-error: there is no comment on note

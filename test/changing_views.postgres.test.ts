@@ -20,10 +20,10 @@ import {
 } from './support/scratch_tree.ts';
 import { filters, patience, sessionsThatWait, sessionThatRuns } from './support/sessions.ts';
 
-/** A server of its own, because roles belong to a whole server. */
+/** A separate server, because roles belong to a whole server. */
 let server: PostgresServer;
 let admin: postgres.Sql;
-/** A tree in which a column was added to the first view, and the migration generated. */
+/** A tree with a column added to the first view, and the migration generated. */
 let tree: ScratchTree;
 let migration: string;
 
@@ -41,7 +41,7 @@ const switchAutovacuum = async (to: 'on' | 'off') => {
 beforeAll(async () => {
   server = await startPostgres({ autovacuum_naptime: '1s' });
   admin = postgres(server.url('postgres'), { max: 1, onnotice: () => {} });
-  await switchAutovacuum('off'); // which would be in the way of a vacuum after a refresh
+  await switchAutovacuum('off'); // it would get in the way of the vacuum after a refresh
   await admin`create role owner login createrole`;
   await admin`create database template owner owner`;
   await run(urlAs('owner', 'template'), 'drizzle-kit migrate');
@@ -75,7 +75,7 @@ afterEach(async () => {
   await admin`drop database gym with (force)`;
 });
 
-/** All that a migration might change. */
+/** Everything that a migration might change. */
 async function state() {
   const views = await owner<{ name: string }[]>`
     select matviewname as name, matviewowner as owner, ispopulated, definition,
@@ -95,7 +95,7 @@ async function state() {
 }
 
 describe('migrating to a changed view', () => {
-  test('leaves it and the view that reads it as they are declared, ready for a refresh', async () => {
+  test('makes it and the view that reads it match their declarations, ready for a refresh', async () => {
     const before = await state();
     expect(await tree.run(urlAs('owner'), 'drizzle-kit migrate')).toMatchObject({ code: 0 });
     const after = await state();
@@ -162,7 +162,7 @@ describe('migrating to a changed view', () => {
     expect(await tree.run(urlAs('owner'), 'npm run refresh')).toMatchObject({ code: 0 });
   });
 
-  test('keeps it too when a member of that role migrates', async () => {
+  test('keeps the owner of the views when a member of that role migrates', async () => {
     await admin`create role deploy login in role owner`;
     await admin`grant create on database gym to deploy`;
     const { code, stdout } = await tree.run(urlAs('deploy'), 'drizzle-kit migrate');
@@ -180,7 +180,7 @@ afterEach(async () => {
   endLoops = [];
 });
 
-/** A client that reads again and again, a hundred times a second at most. */
+/** A client that reads again and again, at most a hundred times a second. */
 function readInLoop(work: (reader: postgres.Sql) => PromiseLike<unknown[]>, rows = filters + 1) {
   const reader = postgres(urlAs('owner'), { max: 1 });
   const reads: { at: number; took: number }[] = [];
@@ -194,8 +194,8 @@ function readInLoop(work: (reader: postgres.Sql) => PromiseLike<unknown[]>, rows
     }
   };
   const running = loop().finally(() => reader.end());
-  running.catch(() => {}); // told by end
-  /** Throws if a read has failed, or has not seen the rows. */
+  running.catch(() => {}); // end throws it
+  /** Throws if a read has failed or has not seen the rows. */
   const end = async () => {
     isOver = true;
     await running;
@@ -208,13 +208,13 @@ function readInLoop(work: (reader: postgres.Sql) => PromiseLike<unknown[]>, rows
   return { end };
 }
 
-/** From and to when, in milliseconds. */
+/** In milliseconds. */
 interface Period {
   from: number;
   to: number;
 }
 
-/** From the first to the last moment at which a migration is seen to fill a view. */
+/** From the first to the last moment at which a migration is seen filling a view. */
 async function fillingOf(migrated: Promise<unknown>): Promise<Period> {
   const seen: number[] = [];
   let isOver = false;
@@ -234,7 +234,7 @@ async function fillingOf(migrated: Promise<unknown>): Promise<Period> {
   return { from: Math.min(...seen), to: Math.max(...seen) };
 }
 
-/** Resolves once the exchange has been tried in vain so many times. */
+/** Resolves once the exchange of the views has failed this many times. */
 async function attempts(count: number): Promise<void> {
   const isPausing = async () => {
     const [pausing] = await owner`
@@ -258,7 +258,7 @@ const eventsOf = (reader: postgres.ISql) =>
 const conversionsOf = (reader: postgres.ISql) =>
   reader`select lead_status from fct_lead_conversions where user_id = ${one.userId}`;
 
-/** Readers of every kind: in one statement, and in a transaction in either order. */
+/** Readers of every kind: both views in one statement, or in one transaction in either order. */
 const readers = {
   statement: (reader: postgres.Sql) => reader`
     select lead_status from fct_client_conversion_events where user_id = ${one.userId}
@@ -276,8 +276,8 @@ const readers = {
     ]),
 };
 
-describe('readers', () => {
-  test('are never refused, and wait for the exchange alone', async () => {
+describe('readers during a migration', () => {
+  test('are never refused, and wait only while the views are exchanged', async () => {
     const loops = Object.values(readers).map((work) => readInLoop(work));
     const migrated = tree.run(urlAs('owner'), 'drizzle-kit migrate');
     const filling = await fillingOf(migrated);
@@ -289,7 +289,7 @@ describe('readers', () => {
     }
   });
 
-  test('whose transaction began before see the rows of the new views', async () => {
+  test('see the rows of the new views, even in a transaction that began before', async () => {
     const counts = await owner.begin('isolation level repeatable read', async (session) => {
       await session`select from dim_user limit 1`;
       expect(await tree.run(urlAs('owner'), 'drizzle-kit migrate')).toMatchObject({ code: 0 });
@@ -301,7 +301,7 @@ describe('readers', () => {
     expect([...counts]).toEqual([{ events: 60_000, conversions: 60_000 * filters }]);
   });
 
-  test('are let through while a long report keeps the exchange waiting', async () => {
+  test('get through while a long report delays the exchange', async () => {
     const loops = Object.values(readers).map((work) => readInLoop(work));
     let migrated: Promise<unknown> | undefined;
     const report = { from: 0, to: 0 };
@@ -330,7 +330,7 @@ const change = async (...replacements: [from: string, to: string][]) => {
 };
 
 describe('a migration that cannot be completed leaves everything as it was', () => {
-  test('where a view of somebody else reads what it replaces, which it names', async () => {
+  test("if somebody else's view, which the error names, reads a view that it replaces", async () => {
     await owner`create view sales_report as select * from fct_lead_conversions`;
     const before = await state();
     const { code, stdout, stderr } = await tree.run(urlAs('owner'), 'drizzle-kit migrate');
@@ -347,8 +347,8 @@ describe('a migration that cannot be completed leaves everything as it was', () 
     expect(await tree.run(urlAs('owner'), 'drizzle-kit migrate')).toMatchObject({ code: 0 });
   });
 
-  test('where the data is not what the view expects', async () => {
-    // Which the empty database did not tell on which the migration was tried.
+  test('if the new view cannot be computed from the data', async () => {
+    // The empty database on which the migration was tried could not show this.
     await change(['left(user_id, 1)', 'left(user_id, 60 / length(user_id))']);
     await owner`insert into dim_user (user_id) values ('')`;
     const before = await state();
@@ -358,7 +358,7 @@ describe('a migration that cannot be completed leaves everything as it was', () 
     expect(await state()).toEqual(before);
   });
 
-  test('where row-level security would keep rows from the new views', async () => {
+  test('if row-level security would keep rows from the new views', async () => {
     await owner`alter table dim_user enable row level security`;
     await owner`alter table dim_user force row level security`;
     const before = await state();
@@ -370,7 +370,7 @@ describe('a migration that cannot be completed leaves everything as it was', () 
     expect(await state()).toEqual(before);
   });
 
-  test('where it is killed while the new views are filled', async () => {
+  test('if it is killed while the new views are filled', async () => {
     const before = await state();
     const { process, result } = start(urlAs('owner'), 'drizzle-kit migrate', [], {}, tree.folder);
     await sessionThatRuns(owner, '_refresh materialized view%fct_lead_conversions%');
@@ -387,7 +387,7 @@ describe('a migration that cannot be completed leaves everything as it was', () 
     expect(await tree.run(urlAs('owner'), 'drizzle-kit migrate')).toMatchObject({ code: 0 });
   });
 
-  test('where the views are being read all the time, by sessions that it names', async () => {
+  test('if sessions, which the error names, are reading the views all the time', async () => {
     const before = await state();
     await change(['1..100', '1..2'], ['attempt = 100', 'attempt = 2']);
     await owner.begin(async (session) => {
@@ -407,7 +407,7 @@ describe('a migration that cannot be completed leaves everything as it was', () 
 });
 
 describe('what others have put on a view', () => {
-  /** All of it that Postgres knows of. */
+  /** Everything of that kind that Postgres records. */
   const extras = async () => ({
     indexes: await owner`
       select indexname, indexdef, obj_description(format('public.%I', indexname)::regclass) as comment
@@ -466,7 +466,7 @@ describe('what others have put on a view', () => {
     await admin`create database gym template template owner owner strategy file_copy`;
   });
 
-  test('is on the new view as well, and is listed', async () => {
+  test('is kept on the new view, and is listed', async () => {
     const before = await extras();
     const { code, stdout, stderr } = await tree.run(urlAs('owner'), 'npm run migrate');
     expect([code, stdout]).toEqual([0, expect.stringContaining('user_initial: migrated')]);
@@ -486,14 +486,14 @@ describe('what others have put on a view', () => {
     expect(stderr).not.toContain('lead_conversions_reader');
   });
 
-  test('is on it when a superuser migrates, too, and names are quoted without need', async () => {
+  test('is kept when a superuser migrates and when Postgres quotes all names', async () => {
     await admin`alter database gym set quote_all_identifiers = on`;
     const before = await extras();
     expect(await tree.run(urlAs('postgres'), 'drizzle-kit migrate')).toMatchObject({ code: 0 });
     expect(await extras()).toEqual(before);
   });
 
-  test('stops the migration if it comes while the migration runs', async () => {
+  test('stops the migration if it is added while the migration runs', async () => {
     const migrated = owner.begin(async (report) => {
       await report`select from fct_lead_conversions limit 1`;
       const result = tree.run(urlAs('owner'), 'npm run migrate');
@@ -515,7 +515,7 @@ describe('what others have put on a view', () => {
     });
   });
 
-  test('stops the migration and is named where the new view cannot have it', async () => {
+  test('stops the migration, which names it, if the new view cannot have it', async () => {
     await writeFile(
       migration,
       text.replace(
@@ -536,8 +536,8 @@ describe('what others have put on a view', () => {
   });
 });
 
-describe('input that is half loaded', () => {
-  test('does not become the new views, unless that is allowed', async () => {
+describe('half-loaded input', () => {
+  test('does not get into the new views, unless --max-loss allows it', async () => {
     await owner`truncate fct_credit_pack_purchases`;
     const before = await state();
     for (const command of ['npm run migrate', 'drizzle-kit migrate'] as const) {
@@ -556,7 +556,7 @@ describe('input that is half loaded', () => {
     ).toEqual([{ clients: 0 }]);
   });
 
-  test('is allowed to drizzle-kit by a setting of the role', async () => {
+  test('is accepted with drizzle-kit if a setting of the role allows it', async () => {
     await owner`truncate fct_credit_pack_purchases`;
     await admin`alter role owner in database gym set lead_conversions.max_loss = '100%'`;
     expect(await tree.run(urlAs('owner'), 'drizzle-kit migrate')).toMatchObject({ code: 0 });
@@ -576,8 +576,8 @@ describe('timeouts of the role', () => {
   });
 });
 
-describe('a migration that changes tables, too', () => {
-  /** Trees in which a table was changed, and the migration generated. */
+describe('a migration that also changes tables', () => {
+  /** Trees with changed tables, and the migration generated. */
   const trees: Record<string, ScratchTree> = {};
   const treeOf = (name: string) => trees[name] as ScratchTree;
   beforeAll(async () => {
@@ -605,7 +605,7 @@ describe('a migration that changes tables, too', () => {
 
   test.each([
     {
-      what: 'a column that is dropped',
+      what: 'a dropped column',
       tree: 'dropped',
       put: [
         'create index theirs on dim_user (name) include (email)',
@@ -623,7 +623,7 @@ describe('a migration that changes tables, too', () => {
       ],
     },
     {
-      what: 'a table of which they use whole rows',
+      what: 'a table whose whole rows they use',
       tree: 'dropped',
       put: [
         'create table archive (member dim_user)',
@@ -641,7 +641,7 @@ describe('a migration that changes tables, too', () => {
       ],
     },
     {
-      what: 'a column that is derived anew',
+      what: 'a generated column that is created anew',
       tree: 'derived',
       put: [
         'create index theirs on fct_membership_purchases (membership_source)',
@@ -662,23 +662,26 @@ describe('a migration that changes tables, too', () => {
       put: ['create view branches as select branch_id from dim_user'],
       named: ['view public.branches'],
     },
-  ])('stops and names what others have put on $what', async ({ tree: name, put, named }) => {
-    for (const statement of put) {
-      await owner.unsafe(statement);
-    }
-    const before = await state();
-    for (const command of ['npm run migrate', 'drizzle-kit migrate'] as const) {
-      const { code, stdout, stderr } = await treeOf(name).run(urlAs('owner'), command);
-      expect(code).toBe(1);
-      expect(stdout + stderr).toContain(
-        `Nothing was migrated, because it would drop or break objects that others have created: ${named.join(', ')}. Remove them, migrate, and create them again if they still fit.`,
-      );
-    }
-    expect(await state()).toEqual(before);
-  });
+  ])(
+    'changes nothing, and names what others have put on $what',
+    async ({ tree: name, put, named }) => {
+      for (const statement of put) {
+        await owner.unsafe(statement);
+      }
+      const before = await state();
+      for (const command of ['npm run migrate', 'drizzle-kit migrate'] as const) {
+        const { code, stdout, stderr } = await treeOf(name).run(urlAs('owner'), command);
+        expect(code).toBe(1);
+        expect(stdout + stderr).toContain(
+          `Nothing was migrated, because it would drop or break objects that others have created: ${named.join(', ')}. Remove them, migrate, and create them again if they still fit.`,
+        );
+      }
+      expect(await state()).toEqual(before);
+    },
+  );
 
-  test('changes and drops what only this package has put things on', async () => {
-    await owner`create index theirs on dim_user (branch_id)`; // which a change of the type keeps
+  test('changes and drops columns if nothing that others have created is lost', async () => {
+    await owner`create index theirs on dim_user (branch_id)`; // a change of the type keeps it
     for (const name of ['retyped', 'dropped', 'derived']) {
       expect(await treeOf(name).run(urlAs('owner'), 'npm run migrate')).toMatchObject({ code: 0 });
       expect(await treeOf(name).run(urlAs('owner'), 'npm run refresh')).toMatchObject({ code: 0 });
@@ -687,7 +690,7 @@ describe('a migration that changes tables, too', () => {
     expect(await owner`select from pg_indexes where indexname = 'theirs'`).toHaveLength(1);
   });
 
-  test('keeps nobody waiting for the tables while a report reads them, nor while views are filled', async () => {
+  test('does not block readers and writers of the tables while a report runs or views are filled', async () => {
     const reads = readInLoop(
       async (reader) => [
         ...(await readers.statement(reader)),
@@ -725,7 +728,7 @@ describe('a migration that changes tables, too', () => {
     }
   });
 
-  test('has an automatic vacuum give way', { timeout: 180_000 }, async () => {
+  test('makes an automatic vacuum give way', { timeout: 180_000 }, async () => {
     await owner`
       alter table dim_user set (
         autovacuum_vacuum_threshold = 1, autovacuum_vacuum_scale_factor = 0,
@@ -749,7 +752,7 @@ describe('a migration that changes tables, too', () => {
     }
   });
 
-  test('gives what is new to the owner of the rest, whoever migrates', async () => {
+  test('gives new objects to the owner of the others, whoever migrates', async () => {
     expect(await treeOf('notes').run(urlAs('postgres'), 'npm run migrate')).toMatchObject({
       code: 0,
     });
@@ -762,7 +765,7 @@ describe('a migration that changes tables, too', () => {
     );
   });
 
-  test('is ended by Postgres where its process is gone or stands still', async () => {
+  test('is ended by Postgres if its process is killed or stopped', async () => {
     const locks = () => owner`
       select from pg_locks
       where relation = 'drizzle.lead_conversions_migrations'::regclass
@@ -774,7 +777,7 @@ describe('a migration that changes tables, too', () => {
         await attempts(1);
         started.process.kill(signal);
         if (signal === 'SIGKILL') {
-          // Although the report that it waits for goes on.
+          // Even though the report that the migration waits for goes on.
           await vi.waitUntil(async () => (await locks()).length === 0, patience);
         }
         return started;
@@ -786,7 +789,7 @@ describe('a migration that changes tables, too', () => {
     }
   });
 
-  test('changes the type of a column under the views, which keep what others have put on them', async () => {
+  test('changes the type of a column that views read, and keeps what others have put on the views', async () => {
     await owner`create index by_source on fct_lead_conversions (client_conversion_event_source)`;
     await owner`grant select on fct_client_conversion_events to pg_monitor`;
     const before = await state();
@@ -810,8 +813,8 @@ describe('a migration that changes tables, too', () => {
   });
 });
 
-describe('a refresh', () => {
-  test('that is running is waited for', async () => {
+describe('a migration beside a refresh', () => {
+  test('waits for a running refresh', async () => {
     let migrated: Promise<Result> | undefined;
     await owner.begin(async (session) => {
       await session`lock table view_refreshes in share update exclusive mode`;
@@ -821,7 +824,7 @@ describe('a refresh', () => {
     expect(await migrated).toMatchObject({ code: 0 });
   });
 
-  test('that does not end in time is named, and nothing has changed', async () => {
+  test('changes nothing, and names the refresh, if that does not end in time', async () => {
     await change(["lock_timeout TO '5min'", "lock_timeout TO '1s'"]);
     const before = await state();
     await owner.begin(async (session) => {
@@ -836,7 +839,7 @@ describe('a refresh', () => {
     expect(await state()).toEqual(before);
   });
 
-  test('does not run while views are being replaced', async () => {
+  test('makes a refresh skip while it replaces the views', async () => {
     let migrated: Promise<Result> | undefined;
     await owner.begin(async (session) => {
       await session`select from fct_lead_conversions limit 1`;

@@ -27,7 +27,7 @@ describe('drizzle-kit migrate', () => {
     expect(await run(unmigrated.url, 'drizzle-kit migrate')).toMatchObject({ code: 0 });
   });
 
-  test('prints what the database says of a migration that fails, and changes nothing', async () => {
+  test('prints the error of the database if a migration fails, and changes nothing', async () => {
     await session`create materialized view fct_lead_conversions as select 1`;
     const { code, stdout, stderr } = await run(unmigrated.url, 'drizzle-kit migrate');
     expect(code).toBe(1);
@@ -35,7 +35,7 @@ describe('drizzle-kit migrate', () => {
     expect(await session`select tablename from pg_tables where schemaname = 'public'`).toEqual([]);
   });
 
-  test('applies ours beside those of another app, whichever was migrated later', async () => {
+  test('applies our migrations beside those of another app, in either order', async () => {
     const app = await mkdtemp(join(tmpdir(), 'lead-conversions-other-app-'));
     const url = JSON.stringify(unmigrated.url);
     await symlink(resolve('node_modules'), join(app, 'node_modules'));
@@ -44,7 +44,7 @@ describe('drizzle-kit migrate', () => {
       `export default { dialect: 'postgresql', out: '.', dbCredentials: { url: ${url} } };`,
     );
     await mkdir(join(app, 'meta'));
-    /** Has the app migrate to this many tables of its own, each later than all of ours. */
+    /** Makes the app migrate to this many tables of its own, each dated later than all of ours. */
     const migrateApp = async (count: number) => {
       const numbers = Array.from({ length: count }, (_, index) => index);
       for (const idx of numbers) {
@@ -99,7 +99,7 @@ describe('drizzle-kit migrate', () => {
     );
   });
 
-  test('is refused by Drizzle where it would record the migrations with those of other apps', async () => {
+  test("Drizzle's own migrator is refused if it would record the migrations with those of other apps", async () => {
     const { migrationsFolder } = migrations;
     await expect(migrate(drizzle(session), { migrationsFolder })).rejects.toMatchObject({
       cause: {
@@ -110,7 +110,7 @@ describe('drizzle-kit migrate', () => {
     expect(await session`select from drizzle.__drizzle_migrations`).toHaveLength(0);
   });
 
-  test('is refused by Drizzle where the database is migrated already', async () => {
+  test("Drizzle's own migrator is refused if the database is already migrated", async () => {
     expect(await run(unmigrated.url, 'drizzle-kit migrate')).toMatchObject({ code: 0 });
     const { migrationsFolder } = migrations;
     await expect(migrate(drizzle(session), { migrationsFolder })).rejects.toMatchObject({
@@ -118,7 +118,7 @@ describe('drizzle-kit migrate', () => {
     });
   });
 
-  test('does not go on where somebody has put a trigger on its records', async () => {
+  test('stops if somebody has put a trigger on its records', async () => {
     await session`create schema drizzle`;
     await session`create table drizzle.lead_conversions_migrations (id serial primary key, hash text, created_at bigint)`;
     await session`
@@ -177,7 +177,7 @@ describe('npm run load', () => {
   });
   afterEach(() => rm(folder, { recursive: true }));
 
-  test('tells what is wrong with a file, and leaves the tables as they were', async () => {
+  test('says what is wrong with a file, and leaves the tables as they were', async () => {
     await writeFile(
       join(folder, 'dim_branch.csv'),
       'branch_id,name,email,city,country,timezone_id,created_at\nolympus,,,,,Mars/Olympus,\n',
@@ -219,7 +219,7 @@ describe('npm run load', () => {
     ]);
   });
 
-  test('vacuums what it has changed, and nothing else', async () => {
+  test('vacuums only the tables that it has changed', async () => {
     const vacuumed = async () => {
       const tables = await session`
         select relname from pg_stat_user_tables
@@ -240,7 +240,7 @@ describe('npm run load', () => {
     expect(await vacuumed()).toEqual(['dim_user']);
   });
 
-  test('warns where it could not vacuum, and has loaded', async () => {
+  test('warns if it could not vacuum a table that it has loaded', async () => {
     await session.begin(async (locked) => {
       await locked`lock table dim_branch in share update exclusive mode`;
       expect(await run(unmigrated.url, 'npm run load', ['test/sample'])).toMatchObject({
@@ -252,7 +252,7 @@ describe('npm run load', () => {
     expect(await session`select from dim_branch`).toHaveLength(3);
   });
 
-  /** Enough users for a load to be met at work. */
+  /** Writes so many users that a load can be interrupted. */
   const writeUsers = async () => {
     const file = await open(join(folder, 'dim_user.csv'), 'w');
     await file.write('user_id,branch_id,name,email,created_at\n');
@@ -263,7 +263,7 @@ describe('npm run load', () => {
     await file.close();
   };
 
-  test('ends, and leaves the tables as they were, when its connection is cut', async () => {
+  test('fails, and leaves the tables as they were, if its connection is cut', async () => {
     await writeUsers();
     const load = run(unmigrated.url, 'npm run load', [folder, '--retries', '0']);
     await session`select pg_terminate_backend(${await sessionThatRuns(session, 'copy%')})`;
@@ -277,7 +277,7 @@ describe('npm run load', () => {
     expect(await session`select from dim_user`).toHaveLength(0);
   });
 
-  test('is tried again when its connection is cut, and says so', async () => {
+  test('tries again if its connection is cut, and says so', async () => {
     await writeUsers();
     const load = run(unmigrated.url, 'npm run load', [folder, '--json']);
     await session`select pg_terminate_backend(${await sessionThatRuns(session, 'copy%')})`;
@@ -307,7 +307,7 @@ describe('npm run load', () => {
     ['SIGINT', 130, 'copy%'],
     ['SIGTERM', 143, 'insert%'],
   ] as const)(
-    'is cancelled on the server too by %s, and has loaded nothing',
+    'is cancelled by %s, on the server too, and loads nothing',
     async (signal, code, statement) => {
       await writeUsers();
       await session.begin(async (locked) => {
@@ -328,10 +328,10 @@ describe('npm run load', () => {
     },
   );
 
-  test('that is cancelled while it vacuums has loaded, and says what is left', async () => {
+  test('that is cancelled during its vacuum has loaded, and says what is not vacuumed', async () => {
     const [{ name } = { name: '' }] = await session<{ name: string }[]>`
       select current_database() as name`;
-    // Makes a vacuum slow enough to be met at work.
+    // Makes a vacuum slow enough to be cancelled.
     await session`alter database ${session(name)} set vacuum_cost_delay = '100ms'`;
     await session`alter database ${session(name)} set vacuum_cost_limit = 1`;
     const { process, result } = start(unmigrated.url, 'npm run load', ['test/sample', '--json']);
@@ -347,7 +347,7 @@ describe('npm run load', () => {
     await sessionsEnded(session);
   });
 
-  test('ends with a sentence when its statement timeout strikes', async () => {
+  test('ends with an explanation at its statement timeout', async () => {
     await writeUsers();
     const args = [folder, '--statement-timeout', '50ms'];
     expect(await run(unmigrated.url, 'npm run load', args)).toEqual({
@@ -364,7 +364,7 @@ describe('DATABASE_URL', () => {
   test.each([
     ['npm run load', ['test/sample']],
     ['npm run refresh', []],
-  ] as const)('that is not set: %s says what to set', async (command, args) => {
+  ] as const)('that is not set is refused by %s, which says what to set', async (command, args) => {
     expect(await run('', command, args)).toEqual({
       code: 1,
       stdout: '',
@@ -385,13 +385,13 @@ describe('DATABASE_URL', () => {
       'postgres://me:secret@127.0.0.1:1,127.0.0.1:2/gym',
       /^DATABASE_URL names several servers.*\n$/,
     ],
-  ])('of another kind is refused, its password not repeated: %s', async (url, message) => {
+  ])('that is invalid is refused without repeating its password: %s', async (url, message) => {
     const result = await run(url, 'npm run refresh');
     expect(result).toEqual({ code: 1, stdout: '', stderr: expect.stringMatching(message) });
     expect(result.stderr).not.toContain('sec');
   });
 
-  test('of a server that is not there is answered with its address, not its password', async () => {
+  test('of an unreachable server leads to an error with its address, not its password', async () => {
     const url = 'postgres://me:secret@127.0.0.1:1/gym';
     expect(await run(url, 'npm run refresh', ['--retries', '0'])).toEqual({
       code: 1,
@@ -401,7 +401,7 @@ describe('DATABASE_URL', () => {
     });
   });
 
-  test('of a database that is not there is answered with its name', async () => {
+  test('of a missing database leads to an error with its name', async () => {
     const url = new URL(unmigrated.url);
     url.pathname = '/no_such_gym';
     expect(await run(url.href, 'npm run refresh')).toEqual({
@@ -413,7 +413,7 @@ describe('DATABASE_URL', () => {
   });
 
   test.each(['pglite:', 'pglite: ', 'pglite:memory://', 'pglite:file:///gym'])(
-    'that names no folder is refused: %j',
+    'without a folder is refused: %j',
     async (url) => {
       expect(await run(url, 'npm run migrate')).toEqual({
         code: 1,
@@ -424,7 +424,7 @@ describe('DATABASE_URL', () => {
     },
   );
 
-  test('of an embedded database lets one process at a time use it', async () => {
+  test('of an embedded database works for one process at a time', async () => {
     const folder = await mkdtemp(join(tmpdir(), 'lead-conversions-shared-'));
     const url = `pglite:${join(folder, 'gym')}`;
     try {
@@ -440,7 +440,7 @@ describe('DATABASE_URL', () => {
       await db.execute('select 1');
       expect(await run(url, 'npm run refresh', ['--retries', '0'])).toMatchObject({ code: 1 });
       await close();
-      // What a process has that is killed is free again.
+      // The database is free again after a process that used it is killed.
       const { process, result } = start(url, 'npm run refresh', ['--force']);
       await setTimeout(1000);
       process.kill('SIGKILL');
@@ -458,7 +458,7 @@ describe('DATABASE_URL', () => {
     }
   });
 
-  test('of an embedded database that is not there does not make one', async () => {
+  test('of a missing embedded database does not create it', async () => {
     const folder = await mkdtemp(join(tmpdir(), 'lead-conversions-empty-'));
     try {
       expect(await run(`pglite:${folder}`, 'npm run refresh')).toEqual({
@@ -488,7 +488,7 @@ describe('arguments', () => {
       "Too many arguments for 'load'. Expected 1 argument but got 2.",
     ],
     ['npm run migrate', ['--lock-timeout'], "Option '--lock-timeout <duration>' argument missing."],
-  ] as const)('that are wrong are named: %s %j', async (command, args, reason) => {
+  ] as const)('that are invalid are named in the error: %s %j', async (command, args, reason) => {
     expect(await run(unmigrated.url, command, args)).toEqual({
       code: 1,
       stdout: '',

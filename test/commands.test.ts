@@ -13,8 +13,8 @@ import { filters, patience } from './support/sessions.ts';
 
 const unmigrated = useUnmigratedDatabase();
 
-test('migrate, load and refresh take an empty database to both reports', {
-  timeout: 240_000, // eight commands, each of which opens an embedded database anew
+test('migrate, load and refresh fill both views of an empty database', {
+  timeout: 240_000, // each command opens the embedded database anew
 }, async () => {
   const { url } = unmigrated;
   const rows = 13 * filters;
@@ -43,7 +43,7 @@ test('migrate, load and refresh take an empty database to both reports', {
     ),
   );
 
-  // At the first try, unless transactions of other databases on the server are open.
+  // The first try succeeds unless other databases on the server have open transactions.
   const again = await vi.waitUntil(async () => {
     const result = await run(url, 'npm run refresh', ['--json']);
     return result.stdout.includes('"concurrently"') ? undefined : result;
@@ -88,7 +88,7 @@ describe('progress', () => {
   beforeEach(() => vi.useFakeTimers());
   afterEach(() => vi.useRealTimers());
 
-  /** Progress on a terminal or in a log, and what is written of it. */
+  /** Progress on a terminal or in a log, and what it has written. */
   const progress = (isTTY: boolean) => {
     const written: unknown[] = [];
     const write = (text: unknown) => written.push(text) > 0;
@@ -107,23 +107,26 @@ describe('progress', () => {
       ],
     ],
     [false, []],
-  ])('tells only a terminal how long a step has taken, on one line: %j', (isTTY, lines) => {
-    const { show, end, written } = progress(isTTY);
-    show('step one');
-    vi.advanceTimersByTime(2500);
-    show('step two');
-    vi.advanceTimersByTime(1500);
-    end();
-    vi.advanceTimersByTime(5000);
-    expect(written).toEqual(lines);
-  });
+  ])(
+    'shows only on a terminal how long a step has taken, on one line (terminal: %j)',
+    (isTTY, lines) => {
+      const { show, end, written } = progress(isTTY);
+      show('step one');
+      vi.advanceTimersByTime(2500);
+      show('step two');
+      vi.advanceTimersByTime(1500);
+      end();
+      vi.advanceTimersByTime(5000);
+      expect(written).toEqual(lines);
+    },
+  );
 
   test.each([
     [true, 100, (text: string) => `\r\x1b[K${text}`],
     [false, 5000, (text: string) => `${text}\n`],
-  ])('tells how far something is, to a terminal (%j) every %d ms', (isTTY, everyMs, line) => {
+  ])('shows how far something is (terminal: %j) every %d ms', (isTTY, everyMs, line) => {
     const { update, written } = progress(isTTY);
-    vi.advanceTimersByTime(60_000); // a slow start, which is nothing to tell of
+    vi.advanceTimersByTime(60_000); // a slow start, in which there is nothing to show
     for (let time = 0; time <= 3 * everyMs; time += everyMs / 2) {
       update(`at ${time} ms`);
       vi.advanceTimersByTime(everyMs / 2);
@@ -143,7 +146,7 @@ describe('--help', () => {
     'npm run demo',
     'npm run generate',
     'npm run benchmark',
-  ] as const)('of %s says how it is called, and does nothing', async (command) => {
+  ] as const)('of %s shows its usage, and does nothing', async (command) => {
     const { code, stdout, stderr } = await run('', command, ['--help'], {
       npm_lifecycle_event: command.replace('npm run ', ''),
     });
@@ -152,7 +155,7 @@ describe('--help', () => {
     expect(Math.max(...stdout.split('\n').map(({ length }) => length))).toBeLessThanOrEqual(80);
   });
 
-  test('that nobody reads is no error', async () => {
+  test('succeeds even if nobody reads it', async () => {
     const { process, result } = start('', 'npm run refresh', ['--help']);
     process.stdout?.destroy();
     expect(await result).toMatchObject({ code: 0, stderr: '' });
@@ -182,7 +185,7 @@ test('schema/README.md lists the settings of a load', async () => {
   );
 });
 
-test('a host of several addresses, none of which answers, is tried again and named', async () => {
+test('a host with several addresses, none of which answers, is retried, and all are named', async () => {
   const addresses = [
     { address: '::1', family: 6 },
     { address: '127.0.0.1', family: 4 },

@@ -18,21 +18,21 @@ import { run } from './support/commands.ts';
 import { databaseUrl } from './support/postgres_setup.ts';
 import { patience } from './support/sessions.ts';
 
-/** The commands of this package connect in the same way, and drizzle-kit in its own. */
+/** All commands of this package connect as a refresh does. Drizzle-kit connects in its own way. */
 const commands = ['npm run refresh', 'drizzle-kit migrate'] as const;
 
 const password = `p@ss:w/o?r#d%&=+ \\'"äß`;
 
-/** A server with the certificate of an authority of its own, for localhost. */
+/** A server with a certificate for localhost, which an authority of its own has signed. */
 let server: PostgresServer;
 let port: string;
-/** Where its certificates and its Unix socket are. */
+/** The folder of its certificates and its Unix socket. */
 let folder: string;
 const file = (name: string) => join(folder, name);
 
 const openssl = (...args: string[]) => promisify(execFile)('openssl', args, { cwd: folder });
 
-/** Makes a certificate that an authority has signed, or that of the authority. */
+/** Makes a certificate that this authority signs, or the certificate of an authority. */
 async function certify(name: string, authority?: string): Promise<void> {
   await openssl(
     ...['req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-days', '2'],
@@ -85,7 +85,7 @@ afterAll(async () => {
   await rm(folder, { recursive: true });
 });
 
-/** What each command says with these settings, of a database that is up to date. */
+/** What each command says with these settings, for a database that is up to date. */
 async function tryAll(url: string, env: Record<string, string> = {}) {
   const said = commands.map(async (command) => {
     const args = command === 'drizzle-kit migrate' ? [] : ['--retries', '0'];
@@ -104,7 +104,7 @@ describe('a server with TLS', () => {
     ['no sslmode', 'secure', () => ''],
     ['sslmode=allow', 'secure', () => 'sslmode=allow'],
     ['sslmode=require', 'secure', () => 'sslmode=require'],
-    ['ssl=true, as others write it', 'secure', () => 'ssl=true'],
+    ['ssl=true, as other tools write it', 'secure', () => 'ssl=true'],
     ['sslmode=verify-ca', 'secure', () => `sslmode=verify-ca&sslrootcert=${file('authority.crt')}`],
     [
       'sslmode=verify-full',
@@ -117,12 +117,12 @@ describe('a server with TLS', () => {
       () => `sslmode=require&channel_binding=require&sslrootcert=${file('authority.crt')}`,
     ],
     [
-      'a certificate of the client',
+      'a client certificate',
       'member',
       () => `sslcert=${file('member.crt')}&sslkey=${file('member.key')}&sslmode=require`,
     ],
     [
-      'variables in place of parameters',
+      'environment variables instead of parameters',
       'member',
       () => '',
       () => ({
@@ -139,7 +139,7 @@ describe('a server with TLS', () => {
     expect(await tryAll(url, env?.())).toEqual(success);
   });
 
-  test('is not reached without TLS where it wants that', async () => {
+  test('is not reached without TLS if it requires TLS', async () => {
     const said = await tryAll(`postgres://secure@localhost:${port}/gym?sslmode=disable`);
     expect(said).toEqual(
       all(
@@ -152,22 +152,22 @@ describe('a server with TLS', () => {
 
   test.each([
     [
-      'without its authority',
+      'without the certificate of its authority',
       () => 'sslmode=verify-full',
       'Set sslrootcert to a file with the certificate of the authority that signed it.',
     ],
     [
-      'with another authority',
+      'with the certificate of another authority',
       () => `sslmode=verify-ca&sslrootcert=${file('stranger.crt')}`,
       'Set sslrootcert to a file with the certificate of the authority that signed it.',
     ],
     [
-      'with another authority, which counts for sslmode=require, too',
+      'with the certificate of another authority, even if sslmode=require',
       () => `sslmode=require&sslrootcert=${file('stranger.crt')}`,
       'Set sslrootcert to a file with the certificate of the authority that signed it.',
     ],
     [
-      'under another name',
+      'under a name that is not in its certificate',
       () => `sslmode=verify-full&sslrootcert=${file('authority.crt')}&host=127.0.0.1`,
       'Set host to a name in the certificate, and hostaddr to the address of the server.',
     ],
@@ -179,7 +179,7 @@ describe('a server with TLS', () => {
     expect(said).toEqual(all(expect.stringContaining(advice)));
   });
 
-  test('is not asked with a key that cannot be read', async () => {
+  test('is reached with an encrypted client key only if sslpassword is right', async () => {
     await openssl(
       ...['rsa', '-aes256', '-passout', 'pass:right', '-in', 'member.key', '-out', 'locked.key'],
     );
@@ -196,7 +196,7 @@ describe('a server with TLS', () => {
     );
   });
 
-  test('is checked under its name where its address is given apart', async () => {
+  test('is checked by its host name if hostaddr gives its address', async () => {
     const settings = `sslmode=verify-full&sslrootcert=${file('authority.crt')}&hostaddr=127.0.0.1`;
     expect(await tryAll(`postgres://secure@localhost:${port}/gym?${settings}`)).toEqual(success);
   });
@@ -206,10 +206,10 @@ test.each([
   ['sslmode=require', 'require'],
   ['sslmode=verify-full', 'verify-full'],
   ['sslmode=require&channel_binding=require', 'verify-full'],
-])('a server without TLS is named at once with %s', async (query, mode) => {
+])('a server without TLS is refused without any retry with %s', async (query, mode) => {
   const url = databaseUrl(inject('serverUrl') ?? '', inject('template') ?? '');
   const { host } = new URL(url);
-  // Retries, if there were any, would be said.
+  // Any retry would be in stderr.
   const { code, stderr } = await run(`${url}?${query}`, 'npm run doctor');
   expect({ code, stderr }).toEqual({
     code: 1,
@@ -222,15 +222,15 @@ describe('a server is reached', () => {
   test.each<[settings: string, url: () => string, env?: () => Record<string, string>]>([
     ['over a Unix socket', () => `postgres://postgres@/gym?host=${folder}&port=${port}`],
     [
-      'over one that is percent-encoded',
+      'over a Unix socket with a percent-encoded path',
       () => `postgres://postgres@${encodeURIComponent(folder)}:${port}/gym`,
     ],
     [
-      'over one, whatever sslmode says',
+      'over a Unix socket, whatever sslmode says',
       () => `postgres://postgres@/gym?host=${folder}&port=${port}&sslmode=verify-full`,
     ],
     [
-      'with every character in the password',
+      'with special characters in the password',
       () => `postgres://scram:${encodeURIComponent(password)}@localhost:${port}/gym`,
     ],
     [
@@ -238,7 +238,7 @@ describe('a server is reached', () => {
       () => `postgres://scram@localhost:${port}/gym?password=${encodeURIComponent(password)}`,
     ],
     [
-      'by variables alone',
+      'with environment variables alone',
       () => 'postgres://',
       () => ({
         PGHOST: 'localhost',
@@ -249,12 +249,12 @@ describe('a server is reached', () => {
       }),
     ],
     [
-      'by a file of passwords',
+      'with a password file',
       () => `postgres://scram@localhost:${port}/gym`,
       () => ({ PGPASSFILE: file('pgpass') }),
     ],
     [
-      'with all that is not the connection',
+      'with parameters that do not name a server',
       () =>
         `postgres://postgres@localhost:${port}/gym?connect_timeout=10&application_name=nightly&options=-c%20work_mem%3D5MB&target_session_attrs=read-write&client_encoding=UTF8&keepalives_idle=5`,
     ],
@@ -266,7 +266,7 @@ describe('a server is reached', () => {
     expect(await tryAll(url(), env?.())).toEqual(success);
   });
 
-  test('with its options and under its name', async () => {
+  test('with the options and the application_name of the URL', async () => {
     const client = postgres(server.url('postgres'), { max: 1, onnotice: () => {} });
     try {
       await client`create database held`;
@@ -295,7 +295,7 @@ describe('a server is reached', () => {
   });
 });
 
-test('parameters of other tools are named in one warning and ignored', async () => {
+test('parameters of other tools are ignored, and one warning names them', async () => {
   const url = `postgres://postgres@localhost:${port}/gym?pgbouncer=true&schema=app&connection_limit=5`;
   expect(await tryAll(url)).toEqual(
     all(
@@ -304,9 +304,9 @@ test('parameters of other tools are named in one warning and ignored', async () 
   );
 });
 
-describe('a connection ends in time with', () => {
+describe('a connection fails in time, with an explanation, if the server', () => {
   const listeners: Server[] = [];
-  /** A listener that answers the request for TLS, and then in this way. */
+  /** A server that gives these answers, the first one to the request for TLS. */
   const listen = async (answer: (count: number) => string | null | undefined) => {
     const listener = createServer((socket) => {
       let count = 0;
@@ -328,7 +328,7 @@ describe('a connection ends in time with', () => {
     }
   });
 
-  test('what answers in another way than TLS, in a sentence', async () => {
+  test('agrees to TLS, but then sends something else', async () => {
     const port = await listen((count) => (count === 1 ? 'S' : 'HTTP/1.1 400 Bad Request'));
     expect(await tryAll(`postgres://postgres@127.0.0.1:${port}/gym`)).toEqual(
       all(
@@ -340,16 +340,16 @@ describe('a connection ends in time with', () => {
   });
 
   test.each<[what: string, answer: (count: number) => string | null | undefined, said: string]>([
-    ['what never answers', () => undefined, 'has not answered within 2 s (connect_timeout)'],
-    ['what stops to answer', (count) => (count === 1 ? 'N' : undefined), 'CONNECT_TIMEOUT'],
-    ['what closes it', () => null, 'closed the connection before it answered'],
+    ['never answers', () => undefined, 'has not answered within 2 s (connect_timeout)'],
+    ['stops answering', (count) => (count === 1 ? 'N' : undefined), 'CONNECT_TIMEOUT'],
+    ['closes the connection', () => null, 'closed the connection before it answered'],
     [
-      'what closes it later',
+      'closes the connection after one answer',
       (count) => (count === 1 ? 'N' : null),
       'closed the connection before it answered',
     ],
     [
-      'what is no Postgres server',
+      'is not a Postgres server',
       () => 'HTTP/1.1 400 Bad Request',
       'does not answer like a Postgres server',
     ],
@@ -369,7 +369,7 @@ describe('PgBouncer', () => {
   const isInstalled = spawnSync('pgbouncer', ['--version']).status === 0;
 
   test.skipIf(!isInstalled && !process.env.CI).each(['session', 'transaction'])(
-    'is gone through in its mode %s',
+    'lets the commands work in its %s mode',
     async (mode) => {
       const bouncerPort = await freePort();
       await writeFile(
@@ -416,7 +416,7 @@ describe('a URL', () => {
   const read = (url: string, env: Record<string, string> = {}) =>
     readConnection(url, 'DATABASE_URL', { ...env });
 
-  test('may have an IPv6 address, and be silent about all else', () => {
+  test('may have an IPv6 address, and leave out everything else', () => {
     const user = userInfo().username;
     expect(read('postgresql://[::1]')).toMatchObject({
       ...{ host: '::1', address: '::1', port: 5432, user, database: user, password: '' },
@@ -425,7 +425,7 @@ describe('a URL', () => {
     });
   });
 
-  test('does not go on without a file in the home directory that cannot be read', async () => {
+  test('is refused if a file in the home directory cannot be read', async () => {
     await mkdir(join(folder, 'home/.postgresql/root.crt'), { recursive: true });
     vi.stubEnv('HOME', join(folder, 'home'));
     expect(() => read('postgres://host/gym?sslmode=require')).toThrow(
@@ -434,12 +434,12 @@ describe('a URL', () => {
     vi.unstubAllEnvs();
   });
 
-  test('says the mode of TLS last', () => {
+  test('may set the TLS mode twice, and the last one counts', () => {
     expect(read('postgres://host/gym?sslmode=disable&ssl=true').tls?.mode).toBe('require');
     expect(read('postgres://host/gym?ssl=true&sslmode=prefer').tls?.mode).toBe('prefer');
   });
 
-  test('goes before the variables', () => {
+  test('takes precedence over environment variables', () => {
     const env = { PGHOST: 'other', PGPORT: '1', PGUSER: 'u', PGDATABASE: 'd', PGAPPNAME: 'cron' };
     expect(read('postgres://me@host:5/gym?application_name=night', env)).toMatchObject({
       ...{ host: 'host', port: 5, user: 'me', database: 'gym', applicationName: 'night' },
@@ -477,7 +477,7 @@ describe('a URL', () => {
     [{ PGSSLROOTCERT: '/dev/null' }, 'The file in sslrootcert has no certificate in PEM format.'],
     [{ PGTARGETSESSIONATTRS: 'master' }, 'PGTARGETSESSIONATTRS is "master", which is none of any,'],
     [{ PGPORT: '5432x' }, 'PGPORT is "5432x", which is not a number from 1 to 65535.'],
-  ])('is refused with the variables %o', (env, message) => {
+  ])('is refused with the environment variables %o', (env, message) => {
     expect(() => read('postgres:///gym', env)).toThrow(message);
   });
 
@@ -494,7 +494,7 @@ describe('a URL', () => {
     ['postgres://host/gym?ssl', 'ssl in DATABASE_URL is empty.'],
     ['postgres://host/gym?SSLMODE=require', 'SSLMODE in DATABASE_URL has capital letters.'],
     ['postgres://host/gym?SSL=true', 'SSL in DATABASE_URL has capital letters.'],
-  ])('that is wrong is refused, and never quoted: %s', (url, message) => {
+  ])('that is invalid is refused, and its password is never quoted: %s', (url, message) => {
     expect(() => read(url)).toThrow(message);
     expect(() => read(url)).toThrow(/^((?!me:).)*$/s);
   });

@@ -112,7 +112,7 @@ test('fct_membership_purchases has the columns of figure 1.3.5', async () => {
   ]);
 });
 
-test('view_refreshes has the columns that tell how fresh the views are', async () => {
+test('view_refreshes has the columns that show how fresh the views are', async () => {
   expect(await columns('view_refreshes')).toEqual([
     'id bigint not null',
     'view character varying not null',
@@ -129,7 +129,7 @@ test('view_refreshes has the columns that tell how fresh the views are', async (
   ]);
 });
 
-test('input_loads has the columns that tell how old the input is', async () => {
+test('input_loads has the columns that show how old the input is', async () => {
   expect(await columns('input_loads')).toEqual([
     'id bigint not null',
     'input_table character varying not null',

@@ -5,7 +5,7 @@ import { useServerDatabase } from './support/database.ts';
 import { addPhone, addUserInitial, type ScratchTree, scratchTree } from './support/scratch_tree.ts';
 import { filters } from './support/sessions.ts';
 
-// What `npm run diff` says of a tree in which a view has been changed, as an analyst would.
+// What `npm run diff` says to an analyst who has changed a view in a tree.
 
 const database = useServerDatabase();
 
@@ -40,7 +40,7 @@ const parsed = async (...args: string[]) => {
 
 const none = { added: 0, gone: 0, changed: 0 };
 
-/** Lets the highest identifier win among purchases at the same instant. */
+/** Makes the highest identifier win among purchases at the same instant. */
 const changeTieRule = () =>
   tree.edit('views/fct_client_conversion_events.ts', [
     'user_membership_id asc',
@@ -79,7 +79,7 @@ describe('a changed rule', () => {
     });
   });
 
-  test('is told from what a refresh would change anyway', async () => {
+  test('is distinguished from what a refresh would change anyway', async () => {
     await session`insert into dim_user (user_id) values ('new')`;
     await session`
       insert into fct_credit_pack_purchases (user_id, credit_pack_id) values ('lead', '1')`;
@@ -115,7 +115,7 @@ describe('a changed rule', () => {
     });
   });
 
-  test('may be looked at in one view, with all values, and so many examples', async () => {
+  test('can be shown for one view, with all values and a given number of examples', async () => {
     const { views } = await parsed('--view', 'fct_lead_conversions', '--values', '--limit', '1');
     expect(views).toMatchObject([{ view: 'fct_lead_conversions' }]);
     expect(views[0].examples).toEqual([
@@ -130,7 +130,7 @@ describe('a changed rule', () => {
     ]);
   });
 
-  test('is what the migration then does', async () => {
+  test('changes as many rows in the later migration as were shown', async () => {
     const { views } = await parsed();
     await tree.run(database.url, 'npm run generate', ['--name', 'tie_rule']);
     const before = await session`select * from fct_lead_conversions`;
@@ -144,7 +144,7 @@ describe('a changed rule', () => {
     expect(await parsed()).toMatchObject({ code: 0, outcome: 'same' });
   });
 
-  test('needs only to read', async () => {
+  test('can be shown to a role that may only read', async () => {
     const role = `analyst_${process.pid}`;
     await session`create role ${session(role)} login`;
     try {
@@ -159,7 +159,7 @@ describe('a changed rule', () => {
   });
 });
 
-test('what only a refresh would change counts as well', async () => {
+test('what only a refresh would change is shown, too', async () => {
   await session`insert into dim_user (user_id) values ('new')`;
   const { code, views } = await parsed();
   expect(code).toBe(2);
@@ -175,7 +175,7 @@ test('a column that the view does not have yet is named, and the others are comp
   expect((await diff()).stdout).toContain('  user_initial: new, not compared\n');
 });
 
-test('a column of an input table that the database does not have yet is named', async () => {
+test('a column that an input table does not have yet is named in the error', async () => {
   await addPhone(tree);
   await tree.edit(
     'views/fct_client_conversion_events.ts',
@@ -193,7 +193,7 @@ test('a column of an input table that the database does not have yet is named', 
   });
 });
 
-test('what a refresh would change, but otherwise than is declared, is not counted for it', async () => {
+test('a row that a refresh would change to other values than declared does not count as changed by it', async () => {
   await session`
     update fct_membership_purchases set membership_purchase_details = '{"name": "Weekly"}'
     where user_id = 'one'`;
@@ -212,30 +212,30 @@ test('what a refresh would change, but otherwise than is declared, is not counte
   });
 });
 
-describe('the first view in the text of the second', () => {
+describe('a second view that reads the first one', () => {
   test.each([
     [
-      'in another spelling',
+      'if it spells the name in another way',
       [
         'from public.fct_client_conversion_events as',
         'from PUBLIC . "fct_client_conversion_events" as',
       ],
     ],
     [
-      'beside a CTE of its name',
+      'if a CTE has that name, too',
       [
         '\nfiltered_conversions as (',
         '\nfct_client_conversion_events as (select 1 as one from public.fct_client_conversion_events limit 1),\n\nfiltered_conversions as (',
       ],
     ],
     [
-      'also in a string',
+      'if a string contains that name, too',
       [
         'order by\n    user_id asc,',
         `order by\n    length('public.fct_client_conversion_events'),\n    user_id asc,`,
       ],
     ],
-  ])('is read as it is declared, %s', async (_, edit) => {
+  ])('is compared as the first view is declared, %s', async (_, edit) => {
     await changeTieRule();
     const [from = '', to = ''] = edit;
     await tree.edit('views/fct_lead_conversions.ts', [from, to]);
@@ -243,7 +243,7 @@ describe('the first view in the text of the second', () => {
     expect(views[1]).toMatchObject({ ...none, changed: 2 });
   });
 
-  test('may have columns that the database does not have yet', async () => {
+  test('may read columns that the database does not have yet', async () => {
     await addUserInitial(tree);
     await tree.edit(
       'views/fct_lead_conversions.ts',
@@ -280,7 +280,7 @@ test('a column with another type is named', async () => {
   });
 });
 
-test('a view that would have a key twice is refused', async () => {
+test('a view with two rows under one key is refused', async () => {
   await tree.edit('views/fct_client_conversion_events.ts', [
     '    left join first_memberships\n',
     '    left join public.fct_membership_purchases as first_memberships\n',
@@ -293,7 +293,7 @@ test('a view that would have a key twice is refused', async () => {
   });
 });
 
-test('a view that is not populated has nothing to compare with', async () => {
+test('a view that is not populated cannot be compared', async () => {
   await session`refresh materialized view fct_lead_conversions with no data`;
   expect(await diff()).toMatchObject({
     code: 1,

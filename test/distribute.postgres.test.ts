@@ -7,8 +7,9 @@ import { run, start } from './support/commands.ts';
 import { useServerDatabase } from './support/database.ts';
 import { sessionsThatWait } from './support/sessions.ts';
 
-// What Citus does itself is tested in distribute_citus.postgres.test.ts, on a cluster. Here are
-// its tables, and functions that note each call with the foreign keys and locks at that moment.
+// distribute_citus.postgres.test.ts tests what Citus itself does, on a cluster. The tests here use
+// stubs: tables like those of Citus, and functions that record each call with the foreign keys and
+// locks at that moment.
 
 const database = useServerDatabase();
 let session: postgres.Sql;
@@ -27,7 +28,7 @@ const fill = async () => {
   await run(database.url, 'npm run refresh');
 };
 
-/** Puts the tables and functions of Citus into the database, as a cluster with one worker. */
+/** Creates stubs of the tables and functions of Citus, as in a cluster with one worker. */
 const createStubs = () =>
   session.unsafe(`
     set allow_system_table_mods to on;
@@ -108,7 +109,7 @@ const createStubs = () =>
     returns void language sql as $$ select note(format('truncate_local_data(%s)', $1)) $$;
     reset allow_system_table_mods`);
 
-/** What is to be the same afterwards: what the catalog says, and the rows. */
+/** Everything that must stay the same: what the catalog says, and the rows. */
 const readAll = async () =>
   await session.unsafe(`
     select
@@ -127,7 +128,7 @@ const readAll = async () =>
 const foreignKeys = async (): Promise<number> =>
   (await session`select from pg_constraint where contype = 'f'`).length;
 
-test('distributes the tables in the order that Citus needs, and leaves all else as it was', async () => {
+test('distributes the tables in the order that Citus needs, and changes nothing else', async () => {
   await fill();
   await createStubs();
   await session`
@@ -173,7 +174,7 @@ test('distributes the tables in the order that Citus needs, and leaves all else 
   expect(await session`select from calls`).toHaveLength(8);
 });
 
-test('says that there is nothing to do in a database whose tables are distributed', async () => {
+test('says that there is nothing to do if the tables are already distributed', async () => {
   await fill();
   await createStubs();
   await distribute();
@@ -183,7 +184,7 @@ test('says that there is nothing to do in a database whose tables are distribute
   });
 });
 
-/** What makes a database one that is refused, by what is said of it. */
+/** Databases that are refused: what to run to get each, and the reason that is given. */
 const refusals: Record<string, { make: string | undefined; reason: string | RegExp }> = {
   'without Citus': {
     make: undefined,
@@ -214,7 +215,7 @@ const refusals: Record<string, { make: string | undefined; reason: string | RegE
       },
     ]),
   ),
-  'with what Citus does not support': {
+  'with objects that Citus does not support': {
     make: `
       create table visits (user_id varchar collate "C" constraint visits_key references dim_user);
       create table lapsed () inherits (dim_user);
@@ -234,14 +235,14 @@ const refusals: Record<string, { make: string | undefined; reason: string | RegE
     reason:
       'Nothing was changed, because Citus already manages some of these tables differently: dim_branch is not a reference table, fct_credit_pack_purchases is not distributed by user_id beside dim_user, fct_membership_purchases is not distributed by user_id beside dim_user. Load the rows into a new database, and distribute that one.',
   },
-  'distributed by another column': {
+  'with a table distributed by another column': {
     make: `
       select distribute('dim_branch', 'n', null, 1), distribute('dim_user', 'h', 'branch_id', 2),
         distribute('fct_credit_pack_purchases', 'h', 'user_id', 2),
         distribute('fct_membership_purchases', 'h', 'user_id', 2)`,
     reason: /in another way: dim_user is not distributed by user_id\./,
   },
-  'distributed apart': {
+  'with tables distributed apart from each other': {
     make: `
       select distribute('dim_branch', 'n', null, 1), distribute('dim_user', 'h', 'user_id', 2),
         distribute('fct_credit_pack_purchases', 'h', 'user_id', 2),
@@ -249,7 +250,7 @@ const refusals: Record<string, { make: string | undefined; reason: string | RegE
     reason:
       /in another way: fct_membership_purchases is not distributed by user_id beside dim_user\./,
   },
-  'with branches split up': {
+  'with branches split into shards': {
     make: `
       select distribute('dim_branch', 'h', 'branch_id', 2), distribute('dim_user', 'h', 'user_id', 2),
         distribute('fct_credit_pack_purchases', 'h', 'user_id', 2),
@@ -328,7 +329,7 @@ test.each([
     'revoke select on public.fct_lead_conversions from lead_conversions_reader',
     'Nothing was distributed, because fct_lead_conversions would not be what it was. Its grants would be ',
   ],
-])('rolls back where %s', async (_, statement, reason) => {
+])('rolls back if %s', async (_, statement, reason) => {
   await fill();
   await createStubs();
   const before = await readAll();
@@ -342,7 +343,7 @@ test.each([
   expect(await readAll()).toEqual(before);
 });
 
-test('waits for a load, names who is in its way, and leaves the views to readers', async () => {
+test('waits for a writer and names it, while the views can still be read', async () => {
   await fill();
   await createStubs();
   await session.begin(async (writer) => {
@@ -375,7 +376,7 @@ test('is skipped while a refresh is running', async () => {
   });
 });
 
-test('doctor knows a distributed database, and what is wrong with it', async () => {
+test('doctor accepts a distributed database, and finds what is wrong with its shards', async () => {
   await fill();
   await createStubs();
   await distribute();
@@ -398,7 +399,7 @@ test('doctor knows a distributed database, and what is wrong with it', async () 
   expect(found).toContain('dim_branch is not on all servers.\n  new:5432\n');
 });
 
-test('servers that differ, or have not committed, are found and keep views from being computed', async () => {
+test('refresh, diff and doctor fail if servers differ or have not committed', async () => {
   await fill();
   await createStubs();
   await distribute();
@@ -461,7 +462,7 @@ test('servers that differ, or have not committed, are found and keep views from 
   }
 });
 
-test('a refresh computes distributed tables anew every time, and keeps loads out', async () => {
+test('a refresh always recomputes views of distributed tables, and waits for a running load', async () => {
   await fill();
   await createStubs();
   await distribute();
@@ -488,16 +489,19 @@ test.each([
     'Some servers have not committed a transaction yet: citus_0_1 on worker:5432.',
   ],
   [`select 'worker', 5432, false, 'refused'`, 'The worker worker:5432 did not answer: refused\n'],
-])('a refresh does not read workers that are behind (%s)', async (answer, reason) => {
-  await fill();
-  await createStubs();
-  await session.unsafe(`
+])(
+  'a refresh does not read workers that are behind or do not answer (%s)',
+  async (answer, reason) => {
+    await fill();
+    await createStubs();
+    await session.unsafe(`
     set allow_system_table_mods to on;
     create or replace function pg_catalog.run_command_on_workers(text, out nodename text, out nodeport int, out success boolean, out result text)
     returns setof record language sql as $$ ${answer} $$`);
-  await distribute();
-  const { code, stderr } = await run(database.url, 'npm run refresh', ['--retries', '1']);
-  expect(code).toBe(1);
-  expect(stderr).toContain(reason);
-  expect(stderr).toContain('Trying again in 1 s (1 of 1).');
-});
+    await distribute();
+    const { code, stderr } = await run(database.url, 'npm run refresh', ['--retries', '1']);
+    expect(code).toBe(1);
+    expect(stderr).toContain(reason);
+    expect(stderr).toContain('Trying again in 1 s (1 of 1).');
+  },
+);

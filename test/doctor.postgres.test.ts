@@ -25,12 +25,12 @@ async function doctor(url = database.url, ...args: string[]) {
 
 const healthy = { code: 0, stderr: '', outcome: 'healthy', reason: null, findings: [] };
 
-test('finds nothing in a database that is as it should be', async () => {
+test('finds nothing in a healthy database', async () => {
   expect(await doctor()).toEqual({ ...healthy, notes: [] });
 });
 
 test.each([2000, 100_000])(
-  'finds nothing in one of %i users either, whose plans are others',
+  'finds nothing in a healthy database of %i users, for which Postgres uses other plans',
   { timeout: 120_000 },
   async (users) => {
     await session`
@@ -38,7 +38,7 @@ test.each([2000, 100_000])(
     await generate(session, { users, purchasesPerUser: 5 });
     await run(database.url, 'npm run refresh', ['--max-loss', '100%']);
     for (const { remedy } of (await doctor()).findings) {
-      expect(remedy).toMatch(/^comment on index /); // which was created anew
+      expect(remedy).toMatch(/^comment on index /); // generate has created that index anew
       await session.unsafe(remedy);
     }
     expect(await doctor()).toMatchObject(healthy);
@@ -47,10 +47,10 @@ test.each([2000, 100_000])(
   },
 );
 
-/** The role that is given rights in these tests, and dropped after them. */
+/** The role to which these tests give rights, and which they drop afterwards. */
 const role = `somebody_${process.pid}`;
 
-describe('finds and mends', () => {
+describe('finds, and mends with its own remedies,', () => {
   afterEach(async () => {
     await session`drop owned by ${session(role)}`.catch(() => {});
     await session`drop role if exists ${session(role)}`;
@@ -59,20 +59,20 @@ describe('finds and mends', () => {
   const refresh = 'npx lead-conversions refresh';
   const cases: { what: string; sabotage: string; finding: string; keys: string[] }[] = [
     {
-      what: 'an index that is gone',
+      what: 'a missing index',
       sabotage: 'drop index fct_lead_conversions_branch_id_local_user_created_at_idx',
       finding:
         'fct_lead_conversions lacks the index fct_lead_conversions_branch_id_local_user_created_at_idx.',
       keys: ['fct_lead_conversions_branch_id_local_user_created_at_idx'],
     },
     {
-      what: 'an index of an input table that is gone',
+      what: 'a missing index of an input table',
       sabotage: 'drop index fct_membership_purchases_first',
       finding: 'fct_membership_purchases lacks the index fct_membership_purchases_first.',
       keys: ['fct_membership_purchases_first'],
     },
     {
-      what: 'an index that is not valid',
+      what: 'an invalid index',
       sabotage: `update pg_index set indisvalid = false where indexrelid = 'dim_user_pkey'::regclass`,
       finding: 'The index dim_user_pkey is not valid, so no query uses it.',
       keys: ['dim_user_pkey'],
@@ -96,43 +96,43 @@ describe('finds and mends', () => {
       keys: [`insert on public.view_refreshes to ${role}`],
     },
     {
-      what: 'a grant that is gone',
+      what: 'a missing grant',
       sabotage: `revoke select on fct_lead_conversions from ${readerRole}`,
       finding: 'fct_lead_conversions lacks declared grants.',
       keys: [`select on public.fct_lead_conversions to ${readerRole}`],
     },
     {
-      what: 'a comment that is another one',
+      what: 'a changed comment',
       sabotage: `comment on column dim_user.name is 'Who.'`,
       finding: 'dim_user has comments that differ from their declaration.',
       keys: ['name'],
     },
     {
-      what: 'a column that is not declared',
+      what: 'an undeclared column',
       sabotage: 'alter table dim_user add column phone varchar',
       finding: 'dim_user has columns that are not declared.',
       keys: ['phone'],
     },
     {
-      what: 'another owner',
+      what: 'a table with another owner',
       sabotage: `create role ${role}; grant create on schema public to ${role}; alter table dim_branch owner to ${role}`,
       finding: 'Not all tables and views belong to postgres, who owns view_refreshes.',
       keys: [`dim_branch (${role})`],
     },
     {
-      what: 'a foreign key that is gone',
+      what: 'a missing foreign key',
       sabotage: 'alter table dim_user drop constraint dim_user_branch_id_dim_branch_branch_id_fk',
       finding: 'dim_user lacks the constraint dim_user_branch_id_dim_branch_branch_id_fk.',
       keys: ['dim_user_branch_id_dim_branch_branch_id_fk'],
     },
     {
-      what: 'a check that is gone',
+      what: 'a missing check',
       sabotage: 'alter table dim_user drop constraint dim_user_user_id_check',
       finding: 'dim_user lacks the constraint dim_user_user_id_check.',
       keys: ['dim_user_user_id_check'],
     },
     {
-      what: 'foreign keys that are disabled',
+      what: 'disabled foreign keys',
       sabotage: 'alter table fct_membership_purchases disable trigger all',
       finding: 'Foreign keys are not enforced, because their triggers are disabled.',
       keys: ['fct_membership_purchases'],
@@ -144,13 +144,13 @@ describe('finds and mends', () => {
       keys: ['dim_user'],
     },
     {
-      what: 'a user who was deleted, but not refreshed',
+      what: 'a user who was deleted after the refresh',
       sabotage: `delete from dim_user where user_id = 'never-bought'`,
       finding: 'fct_client_conversion_events has rows for 1 user that dim_user does not have.',
       keys: ['never-bought'],
     },
     {
-      what: 'a user who is new, but not refreshed',
+      what: 'a user who was added after the refresh',
       sabotage: `insert into dim_user (user_id) values ('new')`,
       finding: 'fct_client_conversion_events has no row for 1 user of dim_user.',
       keys: ['new'],
@@ -163,13 +163,13 @@ describe('finds and mends', () => {
       keys: ['never-bought'],
     },
     {
-      what: 'a history that is days old',
+      what: 'a last refresh that is days old',
       sabotage: `update view_refreshes set started_at = started_at - interval '3 days' where view = 'fct_lead_conversions'`,
       finding: 'fct_lead_conversions is older than 26h: its last refresh began 72 hours ago.',
       keys: ['fct_lead_conversions'],
     },
     {
-      what: 'a history that is gone',
+      what: 'a missing history',
       sabotage: 'delete from view_refreshes',
       finding: 'fct_lead_conversions has not been refreshed on this server.',
       keys: ['fct_lead_conversions'],
@@ -182,7 +182,7 @@ describe('finds and mends', () => {
     expect(found).toMatchObject({ code: 1, outcome: 'findings', reason: null });
     expect(found.findings).toContainEqual({ finding, keys, remedy: expect.any(String) });
 
-    // What it says mends it.
+    // Its remedies resolve all findings.
     for (const { remedy } of found.findings) {
       await (remedy.startsWith(refresh)
         ? run(database.url, 'npm run refresh', ['--force'])
@@ -192,7 +192,7 @@ describe('finds and mends', () => {
   });
 });
 
-test('finds a time zone that the server does not know, with its branches', async () => {
+test('finds a time zone that the server does not know, and names its branches', async () => {
   await session`alter table dim_branch drop constraint dim_branch_timezone_id_check`;
   await session`update dim_branch set timezone_id = 'Mars/Olympus' where branch_id = 'sydney'`;
   const { findings } = await doctor();
@@ -204,7 +204,7 @@ test('finds a time zone that the server does not know, with its branches', async
   });
 });
 
-test('finds migrations that are missing or were changed, and mentions others', async () => {
+test('finds changed and missing records of migrations, and mentions unknown migrations', async () => {
   await session`insert into drizzle.lead_conversions_migrations (hash, created_at) values ('x', 1)`;
   const { findings, notes } = await doctor();
   expect(findings).toEqual([]);
@@ -224,7 +224,7 @@ test('finds migrations that are missing or were changed, and mentions others', a
   ]);
 });
 
-test('finds a view that reads another table than is declared, and one that is missing', async () => {
+test('finds a view that reads another table than declared, and a missing view', async () => {
   await session`alter table dim_branch rename to dim_branch_old`;
   await session`create table dim_branch (like dim_branch_old including all)`;
   expect((await doctor()).findings).toContainEqual(
@@ -247,7 +247,7 @@ test('finds a view that reads another table than is declared, and one that is mi
   );
 });
 
-test('finds dead rows that no vacuum removes, and who keeps them', async () => {
+test('finds dead rows that no vacuum removes, and names the session that keeps them', async () => {
   await session.begin('isolation level repeatable read', async (reader) => {
     await reader`select from dim_user`;
     const [{ pid } = { pid: 0 }] = await reader<{ pid: number }[]>`select pg_backend_pid() as pid`;
@@ -269,7 +269,7 @@ test('finds dead rows that no vacuum removes, and who keeps them', async () => {
   });
 });
 
-test('mentions a grant on a view, and what its role may not look at', async () => {
+test('mentions a grant on a view, and finds that its own role may not read the rows', async () => {
   await session`create role ${session(role)} login`;
   try {
     await session`grant select on fct_lead_conversions to ${session(role)}`;
@@ -297,7 +297,7 @@ test('mentions a grant on a view, and what its role may not look at', async () =
   }
 });
 
-test('prints a finding with its keys and what mends it', async () => {
+test('prints a finding with its keys and its remedy', async () => {
   await session`grant select on dim_user to public`;
   expect(await run(database.url, 'npm run doctor')).toEqual({
     code: 1,
@@ -314,11 +314,11 @@ test('prints a finding with its keys and what mends it', async () => {
 test.each([
   ['1h', 0],
   ['0s', 1],
-])('takes --max-age %s', async (maxAge, code) => {
+])('applies --max-age %s', async (maxAge, code) => {
   expect(await doctor(database.url, '--max-age', maxAge)).toMatchObject({ code });
 });
 
-test('finds a check that its statement timeout was too short for, beside the others', async () => {
+test('reports a check for which its statement timeout was too short, beside the other findings', async () => {
   const { code, outcome, findings } = await session.begin(async (locked) => {
     await locked`lock table fct_membership_purchases in access exclusive mode`;
     return await doctor(database.url, '--statement-timeout', '1s');
@@ -331,7 +331,7 @@ test('finds a check that its statement timeout was too short for, beside the oth
   });
 });
 
-test('refuses an age that is none', async () => {
+test('refuses a --max-age that is not an interval', async () => {
   expect(await run(database.url, 'npm run doctor', ['--max-age', 'old'])).toEqual({
     code: 1,
     stdout: '',
@@ -339,7 +339,7 @@ test('refuses an age that is none', async () => {
   });
 });
 
-test('says of an empty database that it has not been migrated, and nothing else', async () => {
+test('reports only that an empty database has not been migrated', async () => {
   await session`drop schema public cascade`;
   await session`create schema public`;
   await session`drop schema drizzle cascade`;
@@ -353,7 +353,7 @@ test('says of an empty database that it has not been migrated, and nothing else'
 });
 
 describe('finds', () => {
-  /** Creates the first view with another rule, and all that goes with it. */
+  /** Creates the first view with another rule, and the second view on top of it. */
   const redefineViews = async (from: RegExp, to: string) => {
     const [first] = await session<{ definition: string }[]>`
       select pg_get_viewdef('fct_client_conversion_events'::regclass) as definition`;
@@ -374,13 +374,13 @@ describe('finds', () => {
       'fct_lead_conversions is not populated, so nobody can read it.',
     ],
     [
-      'a derived column that has become a plain one',
+      'a generated column that has become a plain one',
       `alter table fct_membership_purchases alter column membership_name drop expression;
        update fct_membership_purchases set membership_name = 'Wrong'`,
       'fct_membership_purchases has 11 rows whose name or source differs from their details.',
     ],
     [
-      'a key that is another index',
+      'an index with the name of a key, but another definition',
       `alter table fct_membership_purchases drop constraint fct_membership_purchases_user_id_user_membership_id_pk;
        create index fct_membership_purchases_user_id_user_membership_id_pk
        on fct_membership_purchases (branch_id) where false`,
@@ -393,24 +393,24 @@ describe('finds', () => {
       'The constraint dim_user_user_id_check of dim_user differs from its declaration.',
     ],
     [
-      'a foreign key that is a check',
+      'a check with the name of a foreign key',
       `alter table dim_user drop constraint dim_user_branch_id_dim_branch_branch_id_fk;
        alter table dim_user add constraint dim_user_branch_id_dim_branch_branch_id_fk check (true)`,
       'The constraint dim_user_branch_id_dim_branch_branch_id_fk of dim_user differs from its declaration.',
     ],
     [
-      'rows that refer to nothing',
+      'rows that refer to missing rows',
       `set session_replication_role = replica;
        insert into fct_membership_purchases (user_id, user_membership_id) values ('nobody', '1')`,
       'fct_membership_purchases has 1 rows whose user_id is not in dim_user.',
     ],
     [
-      'a number that is not given any more',
+      'an identity column that is no longer one',
       'alter table view_refreshes alter column id drop identity',
       'view_refreshes has columns whose derivation, numbering or default differs from the declaration.',
     ],
     [
-      'a default',
+      'an undeclared default',
       `alter table dim_branch alter column timezone_id set default 'Asia/Tokyo'`,
       'dim_branch has columns whose derivation, numbering or default differs from the declaration.',
     ],
@@ -436,7 +436,7 @@ describe('finds', () => {
     expect(found.findings).toContainEqual(expect.objectContaining({ finding }));
   });
 
-  test('a view that is defined otherwise, also where its rows are the same', async () => {
+  test('a view with another definition, even if its rows are the same', async () => {
     await redefineViews(/(membership_purchased_at, \S*user_membership_id)(?=\s*\))/, '$1 DESC');
     await run(database.url, 'npm run refresh');
     expect((await doctor()).findings).toContainEqual(
@@ -446,7 +446,7 @@ describe('finds', () => {
     );
   });
 
-  test('that the owner of the views may not read what they are computed from', async () => {
+  test('an owner of the views who may not read their input', async () => {
     await session`create role ${session(role)}`;
     try {
       await session`grant create on schema public to ${session(role)}`;

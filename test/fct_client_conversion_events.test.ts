@@ -20,7 +20,7 @@ async function events() {
     .orderBy(asc(fctClientConversionEvents.userId));
 }
 
-/** What a row of the view holds where nothing else is said: the row of a lead. */
+/** The values of a lead, which a row of the view has unless a test says otherwise. */
 const lead = {
   branchId: null,
   localUserCreatedAt: null,
@@ -43,8 +43,8 @@ const lead = {
 const march = (day: number, time = '12:00:00') =>
   new Date(`2024-03-${String(day).padStart(2, '0')}T${time}Z`);
 
-describe('which purchase is the first of its kind', () => {
-  test('keeps the earliest membership when a client has several', async () => {
+describe('the first purchase of its kind', () => {
+  test('is the earliest membership of a client who has several', async () => {
     await database.db.insert(dimUser).values({ userId: 'mia' });
     await database.db.insert(fctMembershipPurchases).values([
       { userId: 'mia', userMembershipId: 'a', membershipPurchasedAt: march(3) },
@@ -74,7 +74,7 @@ describe('which purchase is the first of its kind', () => {
     ]);
   });
 
-  test('keeps the earliest credit pack when a client has several', async () => {
+  test('is the earliest credit pack of a client who has several', async () => {
     await database.db.insert(dimUser).values({ userId: 'carl' });
     await database.db.insert(fctCreditPackPurchases).values([
       { userId: 'carl', creditPackId: 'a', creditPackPurchasedAt: march(3) },
@@ -104,7 +104,7 @@ describe('which purchase is the first of its kind', () => {
     ]);
   });
 
-  test('tells purchases apart by the microsecond', async () => {
+  test('is decided to the microsecond', async () => {
     await database.db.insert(dimUser).values({ userId: 'mia' });
     await database.db.insert(fctMembershipPurchases).values([
       {
@@ -126,10 +126,10 @@ describe('which purchase is the first of its kind', () => {
     ]);
   });
 
-  test('gives a tie to the lowest identifier in byte order', async () => {
+  test('is the one with the lowest identifier in byte order, if several have the same time', async () => {
     await database.db.insert(dimUser).values([{ userId: 'carl' }, { userId: 'mia' }]);
     await database.db.insert(fctMembershipPurchases).values(
-      // In most languages' order é and a come before Z; in bytes Z is the lowest.
+      // Most languages sort é and a before Z, but in bytes Z is the lowest.
       ['é', 'a', 'Z'].map((userMembershipId) => ({
         userId: 'mia',
         userMembershipId,
@@ -149,7 +149,7 @@ describe('which purchase is the first of its kind', () => {
     ]);
   });
 
-  test('takes a purchase without a time after every dated one, and counts it', async () => {
+  test('is one without a time only if none has a time', async () => {
     await database.db.insert(dimUser).values([{ userId: 'both' }, { userId: 'undated' }]);
     await database.db.insert(fctMembershipPurchases).values([
       { userId: 'both', userMembershipId: 'a' },
@@ -174,7 +174,7 @@ describe('which purchase is the first of its kind', () => {
     ]);
   });
 
-  test('counts purchases from before the user was created', async () => {
+  test('may be one from before the user was created', async () => {
     await database.db.insert(dimUser).values({ userId: 'ian', createdAt: march(20) });
     await database.db
       .insert(fctMembershipPurchases)
@@ -188,7 +188,7 @@ describe('which purchase is the first of its kind', () => {
     ]);
   });
 
-  test('keeps purchases of different users apart, even under one identifier', async () => {
+  test('is decided for each user, even if two users have the same purchase identifier', async () => {
     await database.db.insert(dimUser).values([{ userId: 'carl' }, { userId: 'mia' }]);
     await database.db.insert(fctMembershipPurchases).values([
       {
@@ -211,7 +211,7 @@ describe('which purchase is the first of its kind', () => {
   });
 });
 
-describe('which purchase is the conversion', () => {
+describe('the purchase that is the conversion', () => {
   test.each([
     { credit: march(1), membership: march(2), type: 'USER_CREDIT', why: 'the earlier credit pack' },
     { credit: march(2), membership: march(1), type: 'MEMBERSHIP', why: 'the earlier membership' },
@@ -219,12 +219,17 @@ describe('which purchase is the conversion', () => {
       credit: march(1),
       membership: march(1),
       type: 'MEMBERSHIP',
-      why: 'at one instant, the membership',
+      why: 'the membership if both have the same time',
     },
     { credit: null, membership: march(1), type: 'MEMBERSHIP', why: 'the dated membership' },
     { credit: march(1), membership: null, type: 'USER_CREDIT', why: 'the dated credit pack' },
-    { credit: null, membership: null, type: 'MEMBERSHIP', why: 'without any time, the membership' },
-  ])('takes $why', async ({ credit, membership, type }) => {
+    {
+      credit: null,
+      membership: null,
+      type: 'MEMBERSHIP',
+      why: 'the membership if neither has a time',
+    },
+  ])('is $why', async ({ credit, membership, type }) => {
     await database.db.insert(dimUser).values({ userId: 'u' });
     await database.db.insert(fctCreditPackPurchases).values({
       userId: 'u',
@@ -269,7 +274,7 @@ describe('which purchase is the conversion', () => {
     ]).toEqual(asFirst);
   });
 
-  test('keeps a user who never bought as a lead without a conversion', async () => {
+  test('is none for a user who never bought, who stays a lead', async () => {
     await database.db.insert(dimUser).values({ userId: 'lea' });
     expect(await events()).toMatchObject([{ ...lead, userId: 'lea' }]);
   });
@@ -309,7 +314,7 @@ describe('local time', () => {
     ]);
   });
 
-  test('orders purchases by instant, not by wall clock, when the clock goes back', async () => {
+  test('does not decide the order of purchases when the clock goes back: the instant does', async () => {
     await database.db
       .insert(dimBranch)
       .values({ branchId: 'new-york', timezoneId: 'America/New_York' });
@@ -333,7 +338,7 @@ describe('local time', () => {
     ]);
   });
 
-  test('is that of the user’s branch for purchases sold by another', async () => {
+  test('is that of the user’s branch, even for purchases at another branch', async () => {
     await database.db.insert(dimBranch).values([
       { branchId: 'home', timezoneId: 'Australia/Sydney' },
       { branchId: 'other', timezoneId: 'America/New_York' },
@@ -362,7 +367,7 @@ describe('local time', () => {
     ]);
   });
 
-  test('is the same whatever the time zone of the session that refreshes', async () => {
+  test('is the same whatever the time zone of the refreshing session', async () => {
     await database.db
       .insert(dimBranch)
       .values([{ branchId: 'dublin', timezoneId: 'Europe/Dublin' }, { branchId: 'online' }]);
@@ -384,14 +389,14 @@ describe('local time', () => {
     }
   });
 
-  test('goes back to the first year and forward to the last', async () => {
+  test('is right for instants from the year 1 to the year 9999', async () => {
     await database.db.insert(dimBranch).values([
       { branchId: 'new-york', timezoneId: 'America/New_York' },
       { branchId: 'tokyo', timezoneId: 'Asia/Tokyo' },
     ]);
     await database.db.insert(dimUser).values([
       { userId: 'a', branchId: 'new-york', createdAt: sql`'0001-01-01 00:00:00+00'` },
-      // Before 1901 Tokyo kept its local mean time, 9:18:59 ahead of UTC… until 1887.
+      // Until 1887 Tokyo kept its local mean time, 9:18:59 ahead of UTC.
       { userId: 'b', branchId: 'tokyo', createdAt: sql`'1880-01-01 00:00:00+00'` },
       { userId: 'c', branchId: 'tokyo', createdAt: sql`'9999-12-31 23:59:59.999999+00'` },
     ]);
@@ -409,7 +414,7 @@ describe('purchase details', () => {
     { details: sql`'null'::jsonb`, what: 'are a JSON null' },
     { details: {}, what: 'have neither key' },
     { details: { name: null, source: null }, what: 'have null values' },
-  ])('leave name and source NULL where they $what', async ({ details }) => {
+  ])('leave name and source NULL if they $what', async ({ details }) => {
     await database.db.insert(dimUser).values({ userId: 'u' });
     await database.db
       .insert(fctCreditPackPurchases)
@@ -430,7 +435,7 @@ describe('purchase details', () => {
     ]);
   });
 
-  test('keep one of the two where the other is missing', async () => {
+  test('still give the source if the name is missing', async () => {
     await database.db.insert(dimUser).values({ userId: 'u' });
     await database.db.insert(fctMembershipPurchases).values({
       userId: 'u',

@@ -16,7 +16,7 @@ import { useDatabase } from './support/database.ts';
 
 const database = useDatabase();
 
-/** The view's rows under some filters after a refresh, by user and filter. */
+/** The rows of the view under some filters after a refresh, by user and filter. */
 async function conversions(
   filters: readonly ConversionEventFilter[] = ['ALL', 'MEMBERSHIP', 'USER_CREDIT'],
 ) {
@@ -90,7 +90,7 @@ async function insertCreditPack(purchasedAt: string) {
   });
 }
 
-test('shows a client of both kinds by what each filter considers', async () => {
+test('shows a client who bought both kinds by the kinds that each filter considers', async () => {
   await insertUser();
   await insertMembership('2024-06-03T18:30:00Z');
   await insertCreditPack('2024-06-02T18:30:00Z');
@@ -101,7 +101,7 @@ test('shows a client of both kinds by what each filter considers', async () => {
   ]);
 });
 
-test('takes the membership for ALL when both kinds came at one instant', async () => {
+test('takes the membership for ALL if both kinds were bought at the same instant', async () => {
   await insertUser();
   await insertMembership('2024-06-03T18:30:00Z');
   await insertCreditPack('2024-06-03T18:30:00Z');
@@ -113,7 +113,7 @@ test('takes the membership for ALL when both kinds came at one instant', async (
   ]);
 });
 
-test('keeps who bought only a membership as a lead under USER_CREDIT', async () => {
+test('shows a user who bought only a membership as a lead under USER_CREDIT', async () => {
   await insertUser();
   await insertMembership('2024-06-03T18:30:00Z');
   expect(await conversions()).toEqual([
@@ -123,7 +123,7 @@ test('keeps who bought only a membership as a lead under USER_CREDIT', async () 
   ]);
 });
 
-test('keeps who bought only a credit pack as a lead under MEMBERSHIP', async () => {
+test('shows a user who bought only a credit pack as a lead under MEMBERSHIP', async () => {
   await insertUser();
   await insertCreditPack('2024-06-02T18:30:00Z');
   expect(await conversions()).toEqual([
@@ -133,7 +133,7 @@ test('keeps who bought only a credit pack as a lead under MEMBERSHIP', async () 
   ]);
 });
 
-test('has a row for a lead too, per filter in the list', async () => {
+test('has one row per filter for a lead, too', async () => {
   await insertUser();
   expect(await conversions(conversionEventFilters)).toEqual(
     conversionEventFilters

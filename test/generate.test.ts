@@ -27,7 +27,7 @@ beforeEach(async () => {
 });
 afterEach(() => tree.remove());
 
-/** What the command would say, of the same work without a process of its own. */
+/** The result that the command would have, of the same work without a process of its own. */
 const resultOf = (work: Promise<string>): Promise<Result> =>
   work.then(
     (said) => ({ code: 0, stdout: `${said}\n`, stderr: '' }),
@@ -36,7 +36,7 @@ const resultOf = (work: Promise<string>): Promise<Result> =>
 const generate = (name: string) => resultOf(tree.generate(migrated.db, { name }));
 const check = () => resultOf(tree.generate(migrated.db, { check: true }));
 
-/** Generates in an embedded database that is empty, and empties it for that as long as it takes. */
+/** Generates in an empty embedded database: the database is emptied only while the work runs. */
 async function inEmpty(work: (db: Session) => Promise<string>): Promise<Result> {
   const results: Result[] = [];
   await rolledBack(migrated.db, async (tx) => {
@@ -52,7 +52,7 @@ const checkBaseline = () => inEmpty((db) => tree.generate(db, { check: true }));
 
 const command = (...args: string[]) => tree.run('', 'npm run generate', args);
 
-/** What every migration begins with, after its heading. */
+/** The first statements of every migration, after its heading. */
 const beginning = [
   'SET LOCAL statement_timeout TO 0;',
   "SET LOCAL lock_timeout TO '10s';",
@@ -64,7 +64,7 @@ const beginning = [
   expect.stringContaining('LOCK TABLE "public"."view_refreshes" IN SHARE UPDATE EXCLUSIVE'),
 ];
 
-/** The statements of a migration after the beginning of all, and its heading. */
+/** The heading of a migration, and its statements after those that all migrations begin with. */
 async function read(file: string): Promise<{ heading: string; statements: string[] }> {
   const text = await readFile(join(tree.folder, 'schema/migrations', file), 'utf8');
   const [first, ...statements] = text.trimEnd().split(/--> statement-breakpoint\n+/);
@@ -79,21 +79,21 @@ async function read(file: string): Promise<{ heading: string; statements: string
   };
 }
 
-/** The migrations that were generated, in order. */
+/** Generates migrations and reads them, in order. */
 async function generatedFiles() {
   expect(await generate('change')).toMatchObject({ code: 0, stderr: '' });
   const files = (await tree.migrations()).filter((name) => !landed.includes(name));
   return await Promise.all(files.map(read));
 }
 
-/** The one migration that was generated. */
+/** Generates a migration and reads it. Fails if there are more. */
 async function generated() {
   const [file, ...others] = await generatedFiles();
   expect(others).toEqual([]);
   return file ?? { heading: '', statements: [] };
 }
 
-/** Fails unless statements contain these parts, each after the one before. */
+/** Expects the statements to contain these parts, in this order. */
 function expectInOrder(statements: string[], parts: string[]): void {
   const places = parts.map((part) => statements.findIndex((it) => it.includes(part)));
   expect(places).not.toContain(-1);
@@ -106,7 +106,7 @@ const refused = async (result: Promise<Result>, message: RegExp) => {
 };
 
 describe('npm run generate', () => {
-  test('has nothing to do where the migrations make what is declared', async () => {
+  test('writes nothing if the migrations already create what is declared', async () => {
     expect(await command('--name', 'nothing')).toEqual({
       code: 0,
       stdout: 'Nothing to generate: the migrations match schema/ and views/.\n',
@@ -115,7 +115,7 @@ describe('npm run generate', () => {
     expect(await tree.migrations()).toEqual(landed);
   });
 
-  test('writes what changes in comments, indexes and grants, and only that', async () => {
+  test('writes only the statements for changed comments, indexes and grants', async () => {
     await tree.edit(
       'views/fct_lead_conversions.ts',
       [`'Identifier of the user.'`, `'The user''s identifier.'`.replace("''", "\\'")],
@@ -139,7 +139,7 @@ describe('npm run generate', () => {
     });
   });
 
-  test('adds a column of a table and its indexes with their comments, and replaces no view', async () => {
+  test('adds a column and its indexes to a table, with their comments, and replaces no view', async () => {
     await tree.edit(
       'schema/dim_user.ts',
       ['import { check, ', 'import { check, index, '],
@@ -161,7 +161,7 @@ describe('npm run generate', () => {
     });
   });
 
-  test('replaces a changed view and the view that reads it, and never cascades', async () => {
+  test('replaces a changed view and the view that reads it, without CASCADE and table locks', async () => {
     await addUserInitial(tree);
     const { heading, statements } = await generated();
     expect(heading).toMatch(
@@ -171,7 +171,7 @@ describe('npm run generate', () => {
     expect(statements.join('\n')).not.toContain('LOCK TABLE');
   });
 
-  test('replaces the second view alone where only that one changes', async () => {
+  test('replaces only the second view if only that one changes', async () => {
     await tree.edit('views/fct_lead_conversions.ts', [
       `('ALL'::varchar, true, true)`,
       `('ALL'::varchar, true, true),\n        ('NONE'::varchar, false, false)`,
@@ -181,7 +181,7 @@ describe('npm run generate', () => {
     expect(statements.filter((statement) => /"fct_client_conv/.test(statement))).toEqual([]);
   });
 
-  test('drops a column that the old view read after that view', async () => {
+  test('drops a column that the old view read only after dropping that view', async () => {
     await tree.edit(
       'views/fct_client_conversion_events.ts',
       [`coalesce(dim_branch.timezone_id, 'UTC')`, `'UTC'`],
@@ -208,7 +208,7 @@ describe('npm run generate', () => {
     expect(views?.heading).toMatch(
       /^Changes dim_branch\. Replaces fct_client_conversion_events, and fct_lead_conversions, which reads it\.$/,
     );
-    // Locked with the views, at the end, and dropped once nothing reads it.
+    // The table is locked with the views, at the end. The column is dropped once nothing reads it.
     const exchange = views?.statements.findIndex((it) => it.includes('DROP MATERIALIZED VIEW'));
     expect(views?.statements[exchange ?? -1]).toContain(
       'LOCK TABLE "public"."dim_branch" IN ACCESS EXCLUSIVE MODE;',
@@ -216,11 +216,11 @@ describe('npm run generate', () => {
     expect(views?.statements.at(-1)).toBe(
       'ALTER TABLE "public"."dim_branch" DROP COLUMN "timezone_id";',
     );
-    // And nothing is left to do for the next one.
+    // Nothing is left for the next migration.
     expect((await check()).stdout).toMatch(/^Nothing to generate: /);
   });
 
-  test('changes the type of a column that views read by taking them down', async () => {
+  test('changes the type of a column that views read by dropping and creating the views', async () => {
     await retypeBranchId(tree);
     const { heading, statements } = await generated();
     expect(heading).toMatch(
@@ -237,7 +237,7 @@ describe('npm run generate', () => {
     expect((await check()).stdout).toMatch(/^Nothing to generate: /);
   });
 
-  test('derives a column anew, and creates its index again', async () => {
+  test('drops and adds a generated column that is derived in a new way, and creates its index again', async () => {
     await deriveSourceAnew(tree);
     const { statements } = await generated();
     expectInOrder(statements, [
@@ -264,7 +264,7 @@ describe('npm run generate', () => {
       ['dim_branch', 'dim_user', 'fct_credit_pack_purchases', 'fct_membership_purchases'],
     ],
   ] as const)(
-    'locks all tables that a change of %s concerns, before it',
+    'first locks all tables that a change of %s concerns',
     async (_, file, edit, tables) => {
       await tree.edit(file, [...edit] as [string | RegExp, string]);
       const { statements } = await generated();
@@ -275,7 +275,7 @@ describe('npm run generate', () => {
     },
   );
 
-  test('adds a new view under its name, and removes one again with a table', async () => {
+  test('adds a new table and view under their own names, and removes them again', async () => {
     await tree.edit(
       'views/view_refreshes.ts',
       [
@@ -344,7 +344,7 @@ export const branchUsers = withProperties(
     expect(statements.join('\n')).not.toContain('fct_');
   });
 
-  test('names relations as they are in the scratch schema, and nothing by a search_path', async () => {
+  test('names relations with their schema, and needs no search_path', async () => {
     await addUserInitial(tree);
     const { statements } = await generated();
     const text = statements.join('\n');
@@ -353,7 +353,7 @@ export const branchUsers = withProperties(
     expect(text).not.toContain('search_path');
   });
 
-  test('writes the rights on columns, and takes away what is no longer declared', async () => {
+  test('writes grants on columns, and revokes those that are no longer declared', async () => {
     await tree.edit('schema/dim_branch.ts', [
       `{ select: ['branchId', 'name', 'city', 'country', 'timezoneId'] }`,
       `{ select: ['branchId', 'name', 'createdAt'] }`,
@@ -370,8 +370,8 @@ export const branchUsers = withProperties(
     ]);
   });
 
-  test('with --baseline has nothing to do where the baseline makes what is declared', async () => {
-    await baseline(); // which replaces what has landed since
+  test('with --baseline writes nothing if the baseline already creates what is declared', async () => {
+    await baseline(); // it replaces the migrations since the last baseline
     expect(await baseline()).toEqual({
       code: 0,
       stdout: 'Nothing to generate: the baseline matches schema/ and views/.\n',
@@ -379,7 +379,7 @@ export const branchUsers = withProperties(
     });
   });
 
-  test('with --baseline replaces all migrations by one that makes what is declared', async () => {
+  test('with --baseline replaces all migrations with one that creates what is declared', async () => {
     await addUserInitial(tree);
     await generated();
     await addNotes(tree);
@@ -399,7 +399,7 @@ export const branchUsers = withProperties(
     expect(text.match(/^CREATE MATERIALIZED VIEW/gm)).toHaveLength(2);
   });
 
-  test('refuses a migration in which a name may mean what somebody else has created', async () => {
+  test('refuses a migration that does not begin by limiting the search_path', async () => {
     const file = join(tree.folder, 'schema/migrations', landed[0] ?? '');
     await writeFile(
       file,
@@ -415,7 +415,7 @@ export const branchUsers = withProperties(
     ['idx', { idx: 1 }],
     ['when', { when: Date.parse('2020-01-01') }],
   ])(
-    'refuses a journal whose %s does not rise, as two merged branches leave it',
+    'refuses a journal whose %s does not rise, as after a merge of two branches',
     async (_, wrong) => {
       await tree.edit('schema/dim_user.ts', [`'Name of the user.'`, `'Full name of the user.'`]);
       await generated();
@@ -435,7 +435,7 @@ export const branchUsers = withProperties(
     },
   );
 
-  test('refuses one that does not keep its first statement apart', async () => {
+  test('refuses a migration whose first statement is not separate from the others', async () => {
     const file = join(tree.folder, 'schema/migrations', landed[0] ?? '');
     await writeFile(
       file,
@@ -444,7 +444,7 @@ export const branchUsers = withProperties(
     await refused(check(), /and put --> statement-breakpoint between all statements\.\n$/);
   });
 
-  test('takes a comment with a word longer than a line', async () => {
+  test('accepts a comment with a word longer than a line', async () => {
     const url = `https://wiki.example.com/${'x'.repeat(100)}`;
     await tree.edit('schema/dim_branch.ts', [
       `comment: 'One row per branch of a gym.'`,
@@ -454,7 +454,7 @@ export const branchUsers = withProperties(
     expect(await checkBaseline()).toMatchObject({ code: 0, stderr: '' });
   });
 
-  test('refuses a table and a view that are not declared in public', async () => {
+  test('refuses a table that is not declared in the schema public', async () => {
     await tree.edit(
       'schema/dim_user.ts',
       ['  publicTable(', '  pgTable('],
@@ -466,7 +466,7 @@ export const branchUsers = withProperties(
     );
   });
 
-  test('refuses a name that is none', async () => {
+  test('refuses a migration name that is empty or has spaces and capitals', async () => {
     for (const name of ['', 'Days To Conversion']) {
       await refused(
         generate(name),
@@ -475,7 +475,7 @@ export const branchUsers = withProperties(
     }
   });
 
-  test('with --check fails where something is missing, shows it and writes nothing', async () => {
+  test('with --check fails if a migration is missing, shows it, and writes nothing', async () => {
     await tree.edit('schema/dim_user.ts', [`'Name of the user.'`, `'Full name of the user.'`]);
     await refused(
       command('--check'),
@@ -494,7 +494,7 @@ export const branchUsers = withProperties(
     );
   });
 
-  test('tells types as Postgres writes them from others', async () => {
+  test('recognizes types that Postgres writes in another way than Drizzle', async () => {
     await tree.edit(
       'views/fct_lead_conversions.ts',
       ['import { varchar }', 'import { numeric, varchar }'],
@@ -523,7 +523,7 @@ export const branchUsers = withProperties(
     ]);
   });
 
-  test('refuses a view that reads a column which it is not declared to read', async () => {
+  test('refuses a view that reads a column missing from its declaration', async () => {
     await tree.edit('views/fct_client_conversion_events.ts', ['      dimUser.createdAt,\n', '']);
     await tree.edit('schema/dim_user.ts', [`'Name of the user.'`, `'Full name of the user.'`]);
     await refused(
@@ -532,7 +532,7 @@ export const branchUsers = withProperties(
     );
   });
 
-  test('refuses a view that has other columns than declared', async () => {
+  test('refuses a view whose columns differ from those declared', async () => {
     await tree.edit('views/fct_lead_conversions.ts', [
       'end::varchar as lead_status',
       'end as lead_status',
@@ -543,7 +543,7 @@ export const branchUsers = withProperties(
     );
   });
 
-  test('refuses a table, a column, a check and an index without a comment', async () => {
+  test('refuses a column, a check and a table without a comment', async () => {
     const column = `name: 'Name of the user.',`;
     await tree.edit('schema/dim_user.ts', [column, '']);
     await refused(generate('comments'), /^The column name of dim_user has no comment\. /);
@@ -563,7 +563,7 @@ export const branchUsers = withProperties(
     await refused(generate('comments'), /^notes has no comment\. /);
   });
 
-  test('stops where drizzle-kit has a question and nobody can answer', async () => {
+  test('stops if drizzle-kit has a question and nobody can answer it', async () => {
     await tree.edit(
       'schema/dim_user.ts',
       [`name: varchar('name'),`, `fullName: varchar('full_name'),`],

@@ -10,7 +10,7 @@ import { useDatabase } from './support/database.ts';
 
 const database = useDatabase();
 
-/** What the database says against a statement. */
+/** The error of the database for a statement. */
 const refusal = async (statement: Promise<unknown>): Promise<string> => {
   const error = await statement.then(
     () => new Error('not refused'),
@@ -23,7 +23,7 @@ describe('a time zone', () => {
   const writeZone = (timezoneId: string) =>
     refusal(database.db.insert(dimBranch).values({ branchId: 'b', timezoneId }));
 
-  test('may be any name that Postgres knows, but for what it reads as an abbreviation', async () => {
+  test('may be any name that Postgres knows, except those that it reads as abbreviations', async () => {
     const others = ['CET', 'EET', 'EST', 'Factory', 'HST', 'MET', 'MST', 'WET'];
     const { db } = database;
     await db.execute(sql`
@@ -37,7 +37,7 @@ describe('a time zone', () => {
     }
   });
 
-  test('is refused with its name where Postgres does not know it', async () => {
+  test('is refused if Postgres does not know it, and the error names it', async () => {
     expect(await writeZone('Mars/Olympus')).toBe('time zone "Mars/Olympus" not recognized');
     expect(await writeZone('America/New York')).toContain('dim_branch_timezone_id_check');
   });
@@ -57,9 +57,12 @@ describe('a time zone', () => {
     '',
     ' Europe/Dublin',
     'Europe/Dublin\n',
-  ])('is refused where it is no IANA name but may be read as a zone: %j', async (zone) => {
-    expect(await writeZone(zone)).toContain('dim_branch_timezone_id_check');
-  });
+  ])(
+    'is refused if it is no IANA name, even if Postgres could read it as a zone: %j',
+    async (zone) => {
+      expect(await writeZone(zone)).toContain('dim_branch_timezone_id_check');
+    },
+  );
 
   test('is refused on update too', async () => {
     await database.db.insert(dimBranch).values({ branchId: 'b', timezoneId: 'Europe/Dublin' });
@@ -70,7 +73,7 @@ describe('a time zone', () => {
 
 describe('an instant', () => {
   test.each(['infinity', '-infinity', '0001-12-31 23:59:59+00 BC', '10000-01-01 00:00:00+00'])(
-    'is refused where no local time can be told for it: %s',
+    'is refused if it is infinite or not in the years 1 to 9999: %s',
     async (instant) => {
       const at = sql`${instant}::timestamptz`;
       const { db } = database;
@@ -103,7 +106,7 @@ describe('an instant', () => {
 });
 
 describe('purchase details', () => {
-  test.each(['[]', '"Monthly"', '5', 'true'])('are refused where they are %s', async (json) => {
+  test.each(['[]', '"Monthly"', '5', 'true'])('are refused if they are %s', async (json) => {
     const details = sql`${json}::jsonb`;
     const { db } = database;
     await db.insert(dimUser).values({ userId: 'u' });
@@ -123,7 +126,7 @@ describe('purchase details', () => {
     ).toContain('fct_membership_purchases_membership_purchase_details_check');
   });
 
-  test('are refused where a refresh could not read them', async () => {
+  test('are refused if a refresh could not read them', async () => {
     await database.db.insert(dimUser).values({ userId: 'u' });
     const insert = database.db.execute(sql`
       insert into fct_membership_purchases (user_id, user_membership_id, membership_purchase_details)
@@ -144,7 +147,7 @@ describe('an identifier', () => {
     await db.insert(fctMembershipPurchases).values(purchase);
   });
 
-  test('is refused where it has more', async () => {
+  test('is refused if it has more than 255 bytes', async () => {
     const { db } = database;
     const id = `${longest}xx`;
     const short = { userId: 'u', branchId: 'b', creditPackId: '1', userMembershipId: '1' };
@@ -170,14 +173,14 @@ describe('an identifier', () => {
 });
 
 describe('the name and the source of a purchase', () => {
-  // Which do not get shorter when they are compressed.
+  // Compression does not make this text shorter.
   const random = Buffer.from(
     Array.from({ length: 1000 }, (_, index) => 33 + ((index * 7919 + index ** 3) % 90)),
   )
     .toString('latin1')
     .replaceAll('\\', '/');
 
-  test('may have 1,000 bytes each, beside identifiers as long as they may be', async () => {
+  test('may have 1,000 bytes each, beside identifiers of the maximum length', async () => {
     const { db } = database;
     const id = random.slice(0, 255);
     const details = { name: random, source: random };
@@ -198,7 +201,7 @@ describe('the name and the source of a purchase', () => {
     ).toEqual([details]);
   });
 
-  test.each(['name', 'source'])('are refused where the %s has more', async (key) => {
+  test.each(['name', 'source'])('are refused if the %s has more than 1,000 bytes', async (key) => {
     const { db } = database;
     const details = { [key]: 'é'.repeat(501) };
     await db.insert(dimUser).values({ userId: 'u' });
@@ -220,7 +223,7 @@ describe('the name and the source of a purchase', () => {
 });
 
 describe('keys', () => {
-  test('let two users have purchases of one identifier, and no user two', async () => {
+  test('allow two users the same purchase identifier, but no user or purchase twice', async () => {
     const { db } = database;
     await db.insert(dimUser).values([{ userId: 'a' }, { userId: 'b' }]);
     await db.insert(fctMembershipPurchases).values([
@@ -243,7 +246,7 @@ describe('keys', () => {
     );
   });
 
-  test('refer to users and branches that are there', async () => {
+  test('may refer only to existing users and branches', async () => {
     const { db } = database;
     await db.insert(dimBranch).values({ branchId: 'known' });
     await db.insert(dimUser).values({ userId: 'known', branchId: 'known' });

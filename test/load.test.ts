@@ -15,7 +15,7 @@ beforeEach(async () => {
 });
 afterEach(() => rm(folder, { recursive: true }));
 
-/** Loads files that hold these lines, and only these files. */
+/** Loads a folder that has only these files, with these lines or bytes. */
 async function load(files: Record<string, string[] | Buffer>, options: LoadOptions = {}) {
   await rm(folder, { recursive: true });
   await mkdir(folder);
@@ -36,7 +36,7 @@ const memberships =
 const storedUsers = () => database.db.select().from(dimUser).orderBy(asc(dimUser.userId));
 
 describe('loading', () => {
-  test('stores each row, an empty field as NULL and a quoted empty one as empty', async () => {
+  test('stores each row, an empty field as NULL and a quoted empty field as empty text', async () => {
     expect(
       await load({
         'dim_branch.csv': [branches, 'dublin,Docklands,,"",Ireland,Europe/Dublin,2023-01-09'],
@@ -92,12 +92,12 @@ describe('loading', () => {
     ]);
   });
 
-  test('goes by the names in the header, whatever their order', async () => {
+  test('reads columns by their names in the header, in any order', async () => {
     await load({ 'dim_user.csv': ['email,created_at,name,user_id,branch_id', ',,Mia,mia,'] });
     expect(await storedUsers()).toMatchObject([{ userId: 'mia', name: 'Mia', email: null }]);
   });
 
-  test('takes a byte order mark, quoted names and Windows line ends', async () => {
+  test('accepts a byte order mark, quoted names and Windows line ends', async () => {
     await load({
       'dim_user.csv': Buffer.from(
         '\ufeff"user_id",branch_id,name,email,created_at\r\nmia,,Mia,,\r\nzoë,,Zoë,,\r\n',
@@ -109,7 +109,7 @@ describe('loading', () => {
     ]);
   });
 
-  test('tells names apart that JSON takes for the same number', async () => {
+  test('distinguishes names that are the same number in JSON', async () => {
     const purchase = (name: string) => ({
       'dim_user.csv': [users, 'mia,,,,'],
       'fct_membership_purchases.csv': [memberships, `mia,,1,,,"{""name"": ${name}}"`],
@@ -126,7 +126,7 @@ describe('loading', () => {
     expect(await database.db.select().from(fctMembershipPurchases)).toMatchObject([
       { membershipName: '1.50' },
     ]);
-    // The same text in another order of keys and with other spaces is the same.
+    // JSON that differs only in the order of its keys and in spaces is the same.
     await load(purchase('{"" a"": 1, ""b"": 2}'));
     expect(await load(purchase('{""b"":2,"" a"":1}'))).toContainEqual({
       file: 'fct_membership_purchases.csv',
@@ -155,7 +155,7 @@ describe('loading', () => {
     ]);
   });
 
-  test('changes nothing the second time', async () => {
+  test('changes nothing if the same files are loaded again', async () => {
     const files = {
       'dim_branch.csv': [branches, 'dublin,,,,,Europe/Dublin,2023-01-09'],
       'dim_user.csv': [users, 'mia,dublin,,,'],
@@ -172,7 +172,7 @@ describe('loading', () => {
     expect(await database.db.execute(versions)).toEqual(before);
   });
 
-  test('replaces a row whose key is there with other values, also with NULL', async () => {
+  test('replaces a row with the same key and other values, even with NULL', async () => {
     await load({ 'dim_user.csv': [users, 'mia,,Mia,mia@mail.example,', 'sam,,Sam,,'] });
     expect(
       await load({ 'dim_user.csv': [users, 'mia,,,mia@gym.example,', 'sam,,Sam,,', 'zoe,,,,'] }),
@@ -186,13 +186,13 @@ describe('loading', () => {
     ]);
   });
 
-  test('takes the same row twice in one file as one row', async () => {
+  test('accepts the same row twice in one file, and stores it once', async () => {
     expect(await load({ 'dim_user.csv': [users, 'mia,,Mia,,', 'mia,,Mia,,'] })).toEqual([
       { file: 'dim_user.csv', rows: 2, repeated: 1, inserted: 1, updated: 0, deleted: 0 },
     ]);
   });
 
-  test('counts a row that stands twice once, and tells it from those that were there', async () => {
+  test('counts repeated rows, whether they are new or already stored', async () => {
     await load({ 'dim_user.csv': [users, 'sam,,Sam,,'] });
     const files = {
       'dim_user.csv': [users, 'mia,,,,', 'sam,,Sam,,', 'mia,,,,', 'sam,,Sam,,', 'mia,,,,'],
@@ -223,7 +223,7 @@ describe('loading', () => {
     ]);
   });
 
-  test('tells how far it is with each file', async () => {
+  test('reports its progress with each file', async () => {
     const progress: LoadProgress[] = [];
     await load(
       { 'dim_user.csv': [users, 'mia,,,,'] },
@@ -237,7 +237,7 @@ describe('loading', () => {
   });
 });
 
-describe('bad input is refused, with its place', () => {
+describe('bad input is refused, and the error says where it is:', () => {
   const adviceOnHeader =
     'Use --rename FROM=TO for columns with other names, and --ignore-columns for columns that the table does not have';
   const zoneRule =
@@ -257,17 +257,17 @@ describe('bad input is refused, with its place', () => {
       says: `dim_branch.csv, line 2, column timezone_id: "FOO+3" ${zoneRule}.`,
     },
     {
-      what: 'a time that is no time',
+      what: 'an invalid time',
       files: { 'dim_user.csv': [users, 'a,,,,', 'b,,,,one fine day'] },
       says: `dim_user.csv, line 3, column created_at: "one fine day" ${noTime}.`,
     },
     {
-      what: 'a date that reads in two ways',
+      what: 'an ambiguous date',
       files: { 'dim_user.csv': [users, 'a,,,,03/04/2024'] },
       says: `dim_user.csv, line 2, column created_at: "03/04/2024" ${noTime}.`,
     },
     {
-      what: 'a time without a local time',
+      what: 'an infinite time',
       files: { 'dim_user.csv': [users, 'a,,,,infinity'] },
       says: `dim_user.csv, line 2, column created_at: "infinity" ${noTime}.`,
     },
@@ -277,12 +277,12 @@ describe('bad input is refused, with its place', () => {
       says: 'fct_membership_purchases.csv, line 2, column membership_purchase_details: "{name}" is not JSON.',
     },
     {
-      what: 'JSON that is no object',
+      what: 'JSON that is not an object',
       files: { 'fct_membership_purchases.csv': [memberships, 'known,,1,,,[]'] },
       says: 'fct_membership_purchases.csv, line 2, column membership_purchase_details: "[]" must be a JSON object, or JSON null.',
     },
     {
-      what: 'a name of a product that is too long',
+      what: 'a product name that is too long',
       files: {
         'fct_membership_purchases.csv': [
           memberships,
@@ -298,7 +298,7 @@ describe('bad input is refused, with its place', () => {
       says: `dim_user.csv, line 3, column user_id: "${'x'.repeat(80)}"... must be at most 255 bytes long.`,
     },
     {
-      what: 'a column that Postgres derives',
+      what: 'a generated column',
       files: {
         'fct_membership_purchases.csv': [`${memberships},membership_name`, 'known,,1,,,,Gold'],
       },
@@ -326,12 +326,12 @@ describe('bad input is refused, with its place', () => {
       says: 'dim_user.csv, line 2, column branch_id: dim_branch has no branch_id "nowhere".',
     },
     {
-      what: 'one key with two values',
+      what: 'one key with different values',
       files: { 'dim_user.csv': [users, 'a,,A,,', 'b,,"B\nB",,', 'a,,B,,'] },
       says: 'dim_user.csv, line 5: user_id "a" is already in line 2, with different values.',
     },
     {
-      what: 'one key of two columns with two values',
+      what: 'one key of two columns with different values',
       files: { 'fct_membership_purchases.csv': [memberships, 'known,,1,,,', 'known,,1,,,{}'] },
       says: 'fct_membership_purchases.csv, line 3: user_id "known", user_membership_id "1" is already in line 2, with different values.',
     },
@@ -371,7 +371,7 @@ describe('bad input is refused, with its place', () => {
       says: `dim_user.csv: the header has name more than once. ${headerOfUsers}`,
     },
     {
-      what: 'a header with which several things are wrong',
+      what: 'a header with several mistakes',
       files: { 'dim_user.csv': ['user_id;branch_id;shoe size;hat', 'a;b;;'] },
       says: `dim_user.csv: the header lacks name, email, created_at; the table has no "shoe size", "hat". ${headerOfUsers}`,
     },
@@ -381,7 +381,7 @@ describe('bad input is refused, with its place', () => {
       says: `dim_user.csv: the file has no header, or a header with wrong quotes. ${headerOfUsers}`,
     },
     {
-      what: 'a file that is no text',
+      what: 'a file that is not text',
       files: { 'dim_user.csv': Buffer.from([0x50, 0x4b, 0x03, 0x04, 0x00, 0xff]) },
       says: 'dim_user.csv: this is a zip archive, as Excel writes (xlsx). Export it as CSV.',
     },
@@ -404,7 +404,7 @@ describe('bad input is refused, with its place', () => {
     );
   });
 
-  test('a folder that is not there', async () => {
+  test('a missing folder', async () => {
     const missing = join(folder, 'missing');
     await expect(loadFolder(database, missing)).rejects.toThrow(
       `The folder ${missing} cannot be read: ENOENT: no such file or directory`,

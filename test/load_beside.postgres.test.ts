@@ -12,7 +12,7 @@ import { type Result, run, start } from './support/commands.ts';
 import { useServerDatabase } from './support/database.ts';
 import { patience, sessionsEnded, sessionsThatWait, sessionThatRuns } from './support/sessions.ts';
 
-// A load beside whatever else goes on in its database.
+// What a load does beside other work in its database.
 
 const database = useServerDatabase();
 
@@ -27,7 +27,7 @@ afterEach(async () => {
   await rm(folder, { recursive: true });
 });
 
-/** Writes the users of a folder, by their identifiers and one name for all, and returns the folder. */
+/** Writes users with these identifiers and one name to a folder, and returns its path. */
 async function usersIn(name: string, ids: Iterable<string>, named = ''): Promise<string> {
   const path = join(folder, name);
   await mkdir(path, { recursive: true });
@@ -57,7 +57,7 @@ describe('a second load', () => {
       return waiting.length > 0;
     }, patience);
 
-  test('waits for the first one, and sees what that has stored', async () => {
+  test('waits for the first one, and sees what it has stored', async () => {
     const first = await usersIn('first', ['mia', 'sam'], 'First');
     const second = await usersIn('second', ['mia', 'zoe'], 'Second');
     const loads: Promise<Result>[] = [];
@@ -78,7 +78,7 @@ describe('a second load', () => {
     ]);
   });
 
-  test('that finds the first one still at work names it, and tries again', async () => {
+  test('that waits too long names the first one, and tries again', async () => {
     const path = await usersIn('users', ['mia']);
     const { second, pid } = await session.begin(async (other) => {
       await other`lock table input_loads in share update exclusive mode`;
@@ -96,7 +96,7 @@ describe('a second load', () => {
     });
   });
 
-  test('is not held up by a role that may only read', async () => {
+  test('is not blocked by a role that may only read', async () => {
     const role = `analyst_${process.pid}`;
     await session`create role ${session(role)}`;
     try {
@@ -147,7 +147,7 @@ describe('beside CREATE INDEX CONCURRENTLY on an input table, a load', () => {
     expect(await session`select from dim_user`).toHaveLength(1001);
   });
 
-  test('is waited for if it was there first', async () => {
+  test('makes the index wait if the load began first', async () => {
     const running = load(await usersIn('users', numbers(300_000)));
     await sessionThatRuns(session, 'copy%');
     const index = createIndex();
@@ -158,7 +158,7 @@ describe('beside CREATE INDEX CONCURRENTLY on an input table, a load', () => {
   });
 });
 
-test('beside a long VACUUM of an input table a load goes on', async () => {
+test('a load goes on beside a long VACUUM of an input table', async () => {
   await session`insert into dim_user (user_id) select 'old-' || generate_series(1, 20000)`;
   const vacuuming = await session.reserve();
   await vacuuming`set vacuum_cost_delay = '100ms'`;
@@ -179,11 +179,11 @@ test('beside a long VACUUM of an input table a load goes on', async () => {
   vacuuming.release();
 });
 
-describe('whoever keeps a load from', () => {
+describe('a load names the session that locks', () => {
   const briefly = ['--lock-timeout', '100ms', '--retries', '0'];
 
   test.each(['share', 'share row exclusive', 'exclusive', 'access exclusive'])(
-    'a table, by a lock in %s mode, is named',
+    'a table in %s mode',
     async (mode) => {
       const path = await usersIn('users', ['mia']);
       await session.begin(async (other) => {
@@ -201,7 +201,7 @@ describe('whoever keeps a load from', () => {
     },
   );
 
-  test('a row is named', async () => {
+  test('a row', async () => {
     await session`insert into dim_user (user_id) values ('mia')`;
     const path = await usersIn('users', ['mia', 'sam'], 'New');
     await session.begin(async (other) => {
@@ -216,8 +216,8 @@ describe('whoever keeps a load from', () => {
   });
 });
 
-describe('where others write to the same tables,', () => {
-  test('a load that had to wait for them overwrites all that they have written', async () => {
+describe('if others write to the same tables,', () => {
+  test('a load that had to wait for them overwrites everything that they wrote', async () => {
     await load(await usersIn('before', ['mia', 'sam', 'zoe'], 'Before'));
     const path = await usersIn('after', ['mia', 'sam', 'zoe'], 'Before');
     const file = join(path, 'dim_user.csv');
@@ -242,7 +242,7 @@ describe('where others write to the same tables,', () => {
     ]);
   });
 
-  test('what they commit while the files are checked is overwritten as well', async () => {
+  test('a load overwrites what they commit while it checks its files', async () => {
     const path = await usersIn('users', ['mia', 'sam'], 'File');
     await load(path);
     const others = `
@@ -275,7 +275,7 @@ describe('where others write to the same tables,', () => {
     ]);
   });
 
-  test('a load that did not have to wait for them comes first', async () => {
+  test('a load that did not have to wait for them does not overwrite what they commit later', async () => {
     const path = await usersIn('users', ['mia', 'sam'], 'File');
     await load(path);
     await session.begin(async (other) => {
@@ -296,14 +296,14 @@ test.each([
   ['default_transaction_isolation', 'serializable'],
   ['default_transaction_isolation', 'repeatable read'],
   ['default_transaction_read_only', 'on'],
-])('a load does not go by the default of %s, %s', async (setting, value) => {
+])('a load ignores the default of %s, %s', async (setting, value) => {
   const [{ name } = { name: '' }] = await session<{ name: string }[]>`
     select current_database() as name`;
   await session`alter database ${session(name)} set ${session(setting)} = ${session.unsafe(`'${value}'`)}`;
   expect(await load(await usersIn('users', ['mia']))).toMatchObject({ code: 0, stderr: '' });
 });
 
-test('options that npm has taken for itself are refused', async () => {
+test('options that npm has taken as its own settings are refused', async () => {
   const path = await usersIn('users', ['mia']);
   const npm = promisify(execFile)('npm', ['run', '--silent', 'load', path, '--snapshot'], {
     env: { ...process.env, npm_lifecycle_event: undefined, DATABASE_URL: database.url },
@@ -316,7 +316,7 @@ test('options that npm has taken for itself are refused', async () => {
   expect(await names()).toEqual([]);
 });
 
-test('a value that Postgres does not take is said with its option', async () => {
+test('a value that Postgres refuses is reported with its option', async () => {
   const path = await usersIn('users', ['mia']);
   for (const args of [
     ['--lock-timeout', '-1'],
@@ -329,7 +329,7 @@ test('a value that Postgres does not take is said with its option', async () => 
   }
 });
 
-test('a load works in a database of another encoding', async () => {
+test('a load works in a database with another encoding', async () => {
   const name = `latin1_${process.pid}`;
   await session`
     create database ${session(name)} template template0 encoding 'LATIN1' locale 'C' locale_provider libc`;
@@ -344,7 +344,7 @@ test('a load works in a database of another encoding', async () => {
   }
 });
 
-test('a load that is killed leaves nothing, and the next one succeeds', async () => {
+test('a killed load leaves nothing behind, and the next one succeeds', async () => {
   const path = await usersIn('users', numbers(500_000));
   const { process, result } = start(database.url, 'npm run load', [path]);
   await sessionThatRuns(session, 'copy%');
@@ -377,7 +377,7 @@ describe('a role that loads', () => {
     return run(url.href, 'npm run load', args);
   };
 
-  test('needs the privileges that it is told, and no others', async () => {
+  test('needs exactly the privileges that the errors name', async () => {
     const path = await usersIn('users', ['mia']);
     const lacking = (privileges: string) => ({
       code: 1,
@@ -408,7 +408,7 @@ describe('a role that loads', () => {
     expect(await loadAs('--snapshot', path)).toMatchObject({ code: 0 });
   });
 
-  test('needs temporary tables', async () => {
+  test('needs the privilege to create temporary tables', async () => {
     const [{ name } = { name: '' }] = await session<{ name: string }[]>`
       select current_database() as name`;
     await session`revoke temporary on database ${session(name)} from public`;
@@ -419,7 +419,7 @@ describe('a role that loads', () => {
     });
   });
 
-  test('from which row-level security hides rows is refused', async () => {
+  test('is refused if row-level security hides rows from it', async () => {
     await session`insert into dim_user (user_id) values ('mia'), ('sam')`;
     await session`
       grant select, insert, update, delete on all tables in schema public to ${session(role)}`;
@@ -435,7 +435,7 @@ describe('a role that loads', () => {
   });
 });
 
-test('the same files again write next to nothing, and lock no row', async () => {
+test('loading the same files again writes almost nothing, and locks no row', async () => {
   const server = await startPostgres({ autovacuum: 'off' });
   const client = postgres(server.url('postgres'), { max: 1, onnotice: () => {} });
   try {
@@ -451,7 +451,7 @@ test('the same files again write next to nothing, and lock no row', async () => 
       ].join('\n'),
     );
     const writtenBy = async (...args: string[]) => {
-      // Without the pages that are written whole, once after each checkpoint.
+      // A checkpoint first, because the first change of a page after one writes the whole page.
       await client`checkpoint`;
       const [before] = await client`select pg_current_wal_insert_lsn() as lsn`;
       const { code } = await run(url, 'npm run load', [join(folder, 'all'), ...args]);

@@ -14,7 +14,7 @@ import { type Field, type Mistake, readRecords } from '../scripts/load/records.t
 import { readInstant } from '../scripts/load/values.ts';
 import { useDatabase } from './support/database.ts';
 
-// What the files of a load may look like, and what is said of those that may not.
+// Which files a load accepts, and what it says about the others.
 
 const database = useDatabase();
 
@@ -26,7 +26,7 @@ afterEach(() => rm(folder, { recursive: true }));
 
 type Files = Record<string, string | Buffer>;
 
-/** Loads files with these contents, and returns what was warned of. */
+/** Loads files with these contents, and returns the warnings. */
 async function load(files: Files, options: LoadOptions = {}): Promise<string[]> {
   await rm(folder, { recursive: true });
   await mkdir(folder);
@@ -45,7 +45,7 @@ async function loadWritten(options: LoadOptions = {}): Promise<string[]> {
   return warnings;
 }
 
-/** What is said of files that are refused. Nothing of them is stored. */
+/** Returns the message that refuses these files, and expects nothing of them to be stored. */
 async function refusal(files: Files, options: LoadOptions = {}): Promise<string> {
   const counts = async () =>
     Promise.all([dimBranch, dimUser, fctMembershipPurchases].map((it) => database.db.$count(it)));
@@ -66,7 +66,7 @@ const memberships =
 const storedUsers = () => database.db.select().from(dimUser).orderBy(asc(dimUser.userId));
 
 describe('a time', () => {
-  /** What a time in a file is stored as, in UTC. */
+  /** The time in UTC that is stored for a time in a file. */
   const stored = async (time: string) => {
     await load({ 'dim_user.csv': `${users}\nmia,,,,${time}\n` });
     const [user] = await database.db
@@ -89,7 +89,7 @@ describe('a time', () => {
     ['2024-06-01 23:59:60', '2024-06-02 00:00:00'],
     ['0001-01-01', '0001-01-01 00:00:00'],
     ['9999-12-31T23:59:59.999999Z', '9999-12-31 23:59:59.999999'],
-  ])('%s is %s in UTC', async (time, instant) => {
+  ])('%s is stored as %s in UTC', async (time, instant) => {
     expect(await stored(time)).toBe(instant);
   });
 
@@ -117,7 +117,7 @@ describe('a time', () => {
       '-2024-06-01',
     ],
     ...['2024-06-01T12:30:05,5', '2024-06-01 12:30:05+5', '2024-06-01t12:30z', '٢٠٢٤-٠٦-٠١'],
-  ])('%j is refused, with the form that is accepted', async (time) => {
+  ])('%j is refused, and the message shows the accepted forms', async (time) => {
     expect(await refusal({ 'dim_user.csv': `${users}\nmia,,,,"${time}"\n` })).toBe(
       `dim_user.csv, line 2, column created_at: ${JSON.stringify(time)} is not a time. Write 2024-06-01 or 2024-06-01T12:30:00Z. You may write an offset such as +05:30 instead of Z. Without one, the time is UTC.`,
     );
@@ -130,14 +130,14 @@ describe('a time', () => {
     '2024-13-01',
     '2024-06-01 24:00:01',
     '2024-06-01 12:60',
-  ])('%j is refused, because it does not exist', async (time) => {
+  ])('%j is refused, because there is no such date or time', async (time) => {
     expect(await refusal({ 'dim_user.csv': `${users}\nmia,,,,${time}\n` })).toBe(
       `dim_user.csv, line 2, column created_at: "${time}" is not a valid date or time.`,
     );
   });
 
   test.each(['0001-01-01 00:00+01', '9999-12-31 24:00', '9999-12-31 23:59:59.9999999'])(
-    '%j is refused, because it is in no year from 1 to 9999',
+    '%j is refused, because it is not in the years 1 to 9999',
     async (time) => {
       expect(await refusal({ 'dim_user.csv': `${users}\nmia,,,,${time}\n` })).toContain(
         'is not in the years 1 to 9999 (UTC).',
@@ -145,7 +145,7 @@ describe('a time', () => {
     },
   );
 
-  test('exists if Postgres says so, and means what it means there', async () => {
+  test('is accepted if Postgres accepts it, and means the same instant', async () => {
     const digits = (length: number, max: number) =>
       fc.integer({ min: 0, max }).map((number) => String(number).padStart(length, '0'));
     const times = fc
@@ -197,7 +197,7 @@ describe('a time', () => {
 });
 
 describe('quoting', () => {
-  test('is strict, and a record on each line of a file is a row', async () => {
+  test('is strict: each wrongly quoted line is reported, and the lines around it are still read', async () => {
     expect(
       await refusal({
         'dim_user.csv': `${users}\nu1,,Al,,\nu8,,5" Bo,,\nu9,,6" Ann,,\nu10,,"x" y,,\nu11,,Zoe,,\n`,
@@ -211,7 +211,7 @@ describe('quoting', () => {
     );
   });
 
-  test('leaves data as they are, whatever COPY would make of them', async () => {
+  test('preserves every character, even those that have a meaning for COPY', async () => {
     const names = [
       '\\.',
       '\\N',
@@ -228,14 +228,17 @@ describe('quoting', () => {
     expect((await storedUsers()).map(({ name }) => name)).toEqual(['after', ...names]);
   });
 
-  test.each(['open', 'closed'])('that is longer than any record is refused: %s', async (end) => {
-    const field = `"${'long,\n'.repeat(3_000_000)}${end === 'closed' ? '"' : ''}`;
-    expect(await refusal({ 'dim_user.csv': `${users}\na,,A,,\nb,,${field},,\nc,,C,,\n` })).toBe(
-      'dim_user.csv, line 3: the record that begins here is longer than 16 MB. Perhaps a quote in it is never closed.',
-    );
-  });
+  test.each(['open', 'closed'])(
+    'that makes a record longer than 16 MB is refused: %s',
+    async (end) => {
+      const field = `"${'long,\n'.repeat(3_000_000)}${end === 'closed' ? '"' : ''}`;
+      expect(await refusal({ 'dim_user.csv': `${users}\na,,A,,\nb,,${field},,\nc,,C,,\n` })).toBe(
+        'dim_user.csv, line 3: the record that begins here is longer than 16 MB. Perhaps a quote in it is never closed.',
+      );
+    },
+  );
 
-  test('that is wrong in many lines is told of each, and of nothing else', async () => {
+  test('that is wrong in many lines is reported for each of them, and for no other line', async () => {
     const lines = Array.from(
       { length: 50_000 },
       (_, index) => `u${index},,"n"${index % 2 ? 'x' : ''},,`,
@@ -245,7 +248,7 @@ describe('quoting', () => {
     expect(said[20]).toBe('and 24980 more');
   });
 
-  test('leaves the lines right that are told', async () => {
+  test('with line breaks inside fields does not shift the reported line numbers', async () => {
     const json = '"{\r\n  ""name"": ""x""\r\n}"';
     expect(
       await refusal({
@@ -257,12 +260,12 @@ describe('quoting', () => {
     );
   });
 
-  test('is read as by csv-parse, whatever a text is', async () => {
+  test('is read as csv-parse reads it, in any text', async () => {
     const read = async (text: string) => {
       const mistakes: Mistake[] = [];
       const records: Field[][] = [];
       const chunks = (async function* () {
-        yield* text; // a character at a time
+        yield* text; // one character at a time
       })();
       const options = { delimiter: ',', nulls: new Set<string>(), hasBackslashes: false };
       for await (const piece of readRecords(chunks, options, (it) => mistakes.push(it))) {
@@ -296,7 +299,7 @@ describe('quoting', () => {
     );
   });
 
-  test('that never ends is reported where it begins', async () => {
+  test('that never ends is reported at the line where it begins', async () => {
     expect(
       await refusal({
         'dim_user.csv': `${users}\nu1,,"two\nlines",,\n\nu2,,"A",,\nu3,"",\n"B,,\nu4,,,,\n`,
@@ -309,7 +312,7 @@ describe('a file', () => {
   const text = `${users}\nmia,,Mia,,\nzoë,,Zoë,,\n`;
 
   test.each([
-    ['compressed', 'dim_user.csv.gz', gzipSync(text)],
+    ['compressed with gzip', 'dim_user.csv.gz', gzipSync(text)],
     ['with a byte order mark', 'dim_user.csv', Buffer.from(`\ufeff${text}`)],
     ['with Windows line ends', 'dim_user.csv', Buffer.from(text.replaceAll('\n', '\r\n'))],
     ['with the line ends of old Macs', 'dim_user.csv', Buffer.from(text.replaceAll('\n', '\r'))],
@@ -328,12 +331,8 @@ describe('a file', () => {
       'dim_user.csv',
       Buffer.from(`\n,,,,\n${text.replaceAll('\n', '\n\n,,,,\n  \n\r\n')}`),
     ],
-    [
-      'with a line of blanks before the header',
-      'dim_user.csv',
-      Buffer.from(`  ,\t,,,\n"",""\n${text}`),
-    ],
-    ['without an end of the last line', 'dim_user.csv', Buffer.from(text.trimEnd())],
+    ['with blank lines before the header', 'dim_user.csv', Buffer.from(`  ,\t,,,\n"",""\n${text}`)],
+    ['without a line end after the last line', 'dim_user.csv', Buffer.from(text.trimEnd())],
   ])('%s is read', async (_, name, content) => {
     await load({ [name]: content });
     expect(await storedUsers()).toMatchObject([
@@ -351,25 +350,25 @@ describe('a file', () => {
     ['a gzip file', gzipSync(text), 'this is a gzip file. Name it .csv.gz'],
     ['a parquet file', Buffer.from('PAR1...'), 'this is a Parquet file. Export it as CSV'],
     [
-      'UTF-16 without a mark',
+      'UTF-16 without a byte order mark',
       Buffer.from(text, 'utf16le'),
       'this is not text in UTF-8: it has NUL bytes. Export it as UTF-8, or as UTF-16 with a byte order mark',
     ],
-  ])('that is %s is named as what it is', async (_, content, says) => {
+  ])('that is %s is refused, and the message names the format', async (_, content, says) => {
     expect(await refusal({ 'dim_user.csv': content })).toBe(`dim_user.csv: ${says}.`);
   });
 
   test.each([
     ['cut off', gzipSync(text).subarray(0, -12)],
     ['damaged', Buffer.concat([gzipSync(text).subarray(0, -6), Buffer.from('damage')])],
-    ['no gzip file', Buffer.from(text)],
-  ])('with .gz that is %s is refused', async (_, content) => {
+    ['not a gzip file', Buffer.from(text)],
+  ])('named .gz that is %s is refused', async (_, content) => {
     expect(await refusal({ 'dim_user.csv.gz': content })).toMatch(
       /^dim_user\.csv\.gz: this is not a gzip file, or it is damaged or incomplete \(.+\)\. Name it \.csv if it is not compressed, otherwise copy it again\.$/,
     );
   });
 
-  test('with .gz may be of several parts, and is read to its end', async () => {
+  test('named .gz may have several parts, and is refused if more follows its end', async () => {
     const parts = [gzipSync(text), gzipSync('al,,Al,,\n')];
     await load({ 'dim_user.csv.gz': Buffer.concat([...parts, Buffer.alloc(500)]) });
     expect(await storedUsers()).toHaveLength(3);
@@ -382,13 +381,13 @@ describe('a file', () => {
     );
   });
 
-  test('is refused beside another one for the same table', async () => {
+  test('is refused beside another file for the same table', async () => {
     expect(await refusal({ 'dim_user.csv': text, 'dim_user.csv.gz': gzipSync(text) })).toBe(
       'FOLDER has both dim_user.csv and dim_user.csv.gz. Remove the one that is not to be loaded.',
     );
   });
 
-  test('that is no file is refused at once', async () => {
+  test('that is a folder or a pipe is refused at once', async () => {
     await mkdir(join(folder, 'dim_user.csv'));
     await expect(loadWritten()).rejects.toThrow('dim_user.csv is a folder, not a file.');
     await promisify(execFile)('mkfifo', [join(folder, 'dim_branch.csv')]);
@@ -397,7 +396,7 @@ describe('a file', () => {
     );
   });
 
-  test('that looks like one, but is not loaded, is mentioned', async () => {
+  test('with a similar name is not loaded, and a warning mentions it', async () => {
     expect(
       await load({
         'dim_user.csv': text,
@@ -411,7 +410,7 @@ describe('a file', () => {
     ]);
   });
 
-  test('with bytes that are not UTF-8 is refused, with the line', async () => {
+  test('with bytes that are not UTF-8 is refused, and the message names the line', async () => {
     const content = Buffer.concat([
       Buffer.from(`${users}\r\n${'mia,,Zoë,,\r\n'.repeat(40_000)}`),
       Buffer.from('zoe,,Zo\xeb,,\r\n', 'latin1'),
@@ -423,15 +422,15 @@ describe('a file', () => {
 });
 
 describe('a header', () => {
-  test('is read without regard to case, spaces, hyphens and underscores', async () => {
+  test('is read regardless of case, spaces, hyphens and underscores', async () => {
     await load({ 'dim_user.csv': ' User ID ,Branch-Id,NAME,e_mail,createdAt\nmia,,Mia,m@x,\n' });
     expect(await storedUsers()).toMatchObject([{ userId: 'mia', name: 'Mia', email: 'm@x' }]);
   });
 
-  test('is read as a whole, wherever it is', async () => {
+  test('is read whole, wherever it is and however long it is', async () => {
     const header = `${users}_local`;
     const blank = '""\n';
-    // The pieces in which a file is read are of 256 KB: one ends before "_local".
+    // A file is read in pieces of 256 KB: here, one ends before "_local".
     const lines = '\n'.repeat(2 ** 18 - blank.length - users.length);
     for (const before of ['', `${blank}${lines}`]) {
       expect(
@@ -443,13 +442,13 @@ describe('a header', () => {
     );
   });
 
-  test('is never taken for a row, nor a row for it', async () => {
+  test('is recognized even if --null lists the names in it', async () => {
     const names = users.split(',');
     await load({ 'dim_user.csv': `${users}\nmia,,Mia,,\nzoe,,Zoe,,\n` }, { null: [...names, ' '] });
     expect(await storedUsers()).toHaveLength(2);
   });
 
-  test('may have the names of other exports of this data', async () => {
+  test('may have the column names of other exports of this data', async () => {
     await load({
       'dim_user.csv': `${users}\nmia,,,,\n`,
       'fct_membership_purchases.csv':
@@ -460,7 +459,7 @@ describe('a header', () => {
     ]);
   });
 
-  test('may have names that the load is told', async () => {
+  test('may have other names that --rename maps to columns', async () => {
     await load(
       { 'dim_user.csv': 'Member No,Gym,name,email,created_at\nmia,,Mia,,\n' },
       { rename: ['member-no=user_id', 'Gym=branch_id'] },
@@ -477,7 +476,7 @@ describe('a header', () => {
     );
   });
 
-  test('may have other columns if they are to be left out, which is mentioned', async () => {
+  test('may have other columns if they are to be ignored, and a warning lists them', async () => {
     const files = { 'dim_user.csv': `shoe size,${users},hat\n43,mia,,Mia,,,none\n` };
     expect(await load(files, { ignoreColumns: true })).toEqual([
       'dim_user.csv: these columns are ignored: "shoe size", "hat".',
@@ -488,7 +487,7 @@ describe('a header', () => {
 });
 
 describe('NULL', () => {
-  test('is an empty field, and also a quoted one in all columns but free text', async () => {
+  test('is an empty field and, except in columns of free text, also an empty quoted field', async () => {
     await load({
       'dim_branch.csv': `${branches}\nb,"","","","","",""\nc,,,,,,\n`,
       'dim_user.csv': `${users}\nmia,"","","",""\n`,
@@ -518,7 +517,7 @@ describe('NULL', () => {
     ]);
   });
 
-  test('is never a key', async () => {
+  test('is refused as a key', async () => {
     expect(
       await refusal(
         { 'dim_user.csv': `${users}\n"",,Mia,,\n,,Zoe,,\nNULL,,Al,,\n` },
@@ -531,7 +530,7 @@ describe('NULL', () => {
     );
   });
 
-  test('may be written in other ways that the load is told, unless they are quoted', async () => {
+  test('may be written in other ways that --null lists, unless the field is quoted', async () => {
     const files = { 'dim_user.csv': `${users}\na,NULL,n/a,"NULL",\\N\nb,,null,,\n` };
     await load(files, { null: ['NULL', '\\N', 'n/a'] });
     expect(await storedUsers()).toEqual([
@@ -542,7 +541,7 @@ describe('NULL', () => {
   });
 });
 
-test('quotes may be escaped with a backslash, which means nothing else', async () => {
+test('a backslash may escape quotes, and is plain text elsewhere', async () => {
   const details = String.raw`{"name": "5\" \\ é \n", "source": "x"}`;
   const field = `"${details.replace(/["\\]/g, '\\$&')}"`;
   await load(
@@ -564,8 +563,8 @@ test('quotes may be escaped with a backslash, which means nothing else', async (
   );
 });
 
-describe('what is wrong', () => {
-  test('is what rules of others refuse, those about derived columns last', async () => {
+describe('a mistake in the files', () => {
+  test("may be a value that somebody else's constraint refuses, even on a generated column", async () => {
     const purchase = (name: string) => ({
       'dim_user.csv': `${users}\nmia,,,,\n`,
       'fct_membership_purchases.csv': `${memberships}\nmia,,1,,,"{""name"": ""${name}""}"\n`,
@@ -580,7 +579,7 @@ describe('what is wrong', () => {
     }
   });
 
-  test('is said of all files at once, by file and line', async () => {
+  test('is reported with all others of all files at once, by file and line', async () => {
     expect(
       await refusal({
         'dim_branch.csv': `${branches}\nb1,,,,,Mars/Olympus,\nb2,,,,,CET,2024-13-01\n`,
@@ -603,7 +602,7 @@ describe('what is wrong', () => {
     );
   });
 
-  test('is counted after the first 20', async () => {
+  test('is only counted after the first 20', async () => {
     const lines = (
       await refusal({
         'dim_user.csv': `${users}\n${'u,nowhere,,,soon\n'.repeat(50)}`,
@@ -617,7 +616,7 @@ describe('what is wrong', () => {
     expect(lines[20]).toBe('and 80 more');
   });
 
-  test('is not said of rows that refer to what could not be read', async () => {
+  test('is not reported for rows that refer to an unreadable row', async () => {
     expect(
       await refusal({
         'dim_branch.csv': `${branches}\nb1,"x" y,,,,,\n`,
@@ -626,7 +625,7 @@ describe('what is wrong', () => {
     ).toMatch(/^dim_branch\.csv, line 2: there is text between [^\n]*$/);
   });
 
-  test('is JSON that no jsonb can hold', async () => {
+  test('may be JSON that jsonb cannot hold', async () => {
     const details = ['{"a": "\\u0000"}', '{"\\ud800": 1}', '{"name": "\\\\u0000"}'];
     const lines = details.map((json, index) => `mia,,${index},,,"${json.replaceAll('"', '""')}"`);
     const says = await refusal({
@@ -641,7 +640,7 @@ describe('what is wrong', () => {
     ]);
   });
 
-  test('is JSON that is nested too deep for an embedded database', async () => {
+  test('may be JSON that is nested too deep for an embedded database', async () => {
     const nested = (levels: number) => `"${'[""]"",'.repeat(levels)}{}${']'.repeat(levels)}"`;
     const files = (levels: number) => ({
       'dim_user.csv': `${users}\nmia,,,,\n`,
@@ -651,7 +650,7 @@ describe('what is wrong', () => {
     expect(await refusal(files(999))).toMatch(/ is nested in more than 1000 levels\.$/);
   });
 
-  test('is refused with its place even where only Postgres finds it', async () => {
+  test('is reported with its place even if only Postgres finds it', async () => {
     expect(
       await refusal({
         'dim_branch.csv': `${branches}\nb,,,,,,soon\n`,
@@ -663,7 +662,7 @@ describe('what is wrong', () => {
     );
   });
 
-  test('of an export in its usual state comes in one message, and the rest loads with one command', async () => {
+  test('in a typical export is reported with all others in one message, and one command loads the corrected files', async () => {
     const options = { escape: '\\', null: ['NULL'] };
     const purchases = (times: string[]) =>
       `\nuser_id,branch_id,membership_id,membership_purchased_at,created_at,membership_purchase_details\n${times
@@ -696,7 +695,7 @@ describe('any file', () => {
   const nullable = (text: fc.Arbitrary<string>) => fc.option(text, { freq: 3 });
   const texts = fc
     .string({ unit: 'binary', maxLength: 12 })
-    // Neither can be stored; PGlite leaves out a byte order mark where it reads a value.
+    // NUL and surrogates cannot be stored; PGlite drops a byte order mark when it reads a value.
     .filter((text) => !/[\0\p{Surrogate}\ufeff]/u.test(text));
   const tricky = fc.constantFrom(
     'NULL',
@@ -731,7 +730,7 @@ describe('any file', () => {
   type Style = typeof style extends fc.Arbitrary<infer Value> ? Value : never;
   type UserRow = typeof rows extends fc.Arbitrary<(infer Value)[]> ? Value : never;
 
-  /** What a strict writer makes of rows. */
+  /** The text that a strict writer makes of rows. */
   const write = (list: UserRow[], how: Style): string => {
     const { delimiter, lineEnd, nothing, quotesAll, backslashes, mark, ends } = how;
     const written = (value: string | null) => {
@@ -749,7 +748,7 @@ describe('any file', () => {
     return `${mark ? '\ufeff' : ''}${whole}${ends ? lineEnd : ''}`;
   };
 
-  test('of a strict writer comes back as the same rows', { timeout: 120_000 }, async () => {
+  test('from a strict writer comes back as the same rows', { timeout: 120_000 }, async () => {
     await fc.assert(
       fc.asyncProperty(rows, style, async (list, how) => {
         await database.db.delete(dimUser);
@@ -765,7 +764,7 @@ describe('any file', () => {
     );
   });
 
-  test('with bytes flipped is loaded as a strict parser reads it, or refused as a whole', {
+  test('with flipped bits is loaded as a strict parser reads it, or refused as a whole', {
     timeout: 120_000,
   }, async () => {
     let loaded = 0;

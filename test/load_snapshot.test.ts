@@ -7,7 +7,7 @@ import { inputLoads } from '../schema/index.ts';
 import { type LoadOptions, loadFolder } from '../scripts/load/folder.ts';
 import { useDatabase } from './support/database.ts';
 
-// A load with --snapshot, for which each file is the whole of its table.
+// Loads with --snapshot, for which each file is the whole table.
 
 const database = useDatabase();
 
@@ -38,7 +38,7 @@ const fileOf: Record<keyof Keys, [name: string, header: string]> = {
   ],
 };
 
-/** Loads files of rows with these keys, and nothing else in them. */
+/** Loads files of rows that have these keys and nothing else. */
 async function load(keys: Keys, options: LoadOptions = {}) {
   await rm(folder, { recursive: true });
   await mkdir(folder);
@@ -88,7 +88,7 @@ const all = {
 };
 
 describe('a snapshot', () => {
-  test('deletes what its files do not have, children first, and says how much', async () => {
+  test('deletes the rows that its files lack, children first, and reports how many', async () => {
     await load(all);
     const left = {
       branches: ['a'],
@@ -111,7 +111,7 @@ describe('a snapshot', () => {
     ]);
   });
 
-  test('moves users to another branch before it deletes theirs', async () => {
+  test('moves users to another branch before it deletes their old one', async () => {
     await load(all);
     const moved = { ...all, branches: ['a', 'c'], users: ['a/mia', 'a/sam', 'c/zoe'] };
     expect(await snapshot(moved)).toEqual([
@@ -129,7 +129,7 @@ describe('a snapshot', () => {
     expect(await stored()).toEqual({ ...all, memberships: ['mia/1'] });
   });
 
-  test('is the same as loading into empty tables, whatever was there', async () => {
+  test('gives the same rows as a load into empty tables, whatever was there before', async () => {
     const subset = (of: string[], remainder: number) =>
       of.filter((_, index) => index % 3 !== remainder);
     const keysOf = (round: number): Keys => {
@@ -181,7 +181,7 @@ describe('a snapshot', () => {
   });
 });
 
-describe('a snapshot is refused, and changes nothing,', () => {
+describe('a snapshot is refused, and changes nothing, if it', () => {
   beforeEach(async () => {
     await load(all);
   });
@@ -195,7 +195,7 @@ describe('a snapshot is refused, and changes nothing,', () => {
       (error: Error) => error.message,
     );
 
-  test('that would delete more than is allowed, with the numbers of each table', async () => {
+  test('would delete more than is allowed, and the error has the numbers of each table', async () => {
     const cut = { ...all, users: ['a/mia'], memberships: ['mia/1'] };
     expect(await refusal(cut, { maxLoss: '20%' })).toBe(
       'Nothing was loaded, because --snapshot would delete too many rows: dim_user.csv lacks 2 of the 3 rows of dim_user (66.67 %); fct_membership_purchases.csv lacks 3 of the 4 rows of fct_membership_purchases (75 %). Check that the files are complete. If they are, allow the loss with --max-loss 100% (it is 20% now).',
@@ -204,7 +204,7 @@ describe('a snapshot is refused, and changes nothing,', () => {
     expect(await refusal({ memberships: [] }, { maxLoss: 'all' })).toContain('--max-loss');
   });
 
-  test('whose purchases are of a user that it does not have', async () => {
+  test('has purchases of a user whom it lacks', async () => {
     expect(await refusal({ ...all, users: ['a/mia', 'a/sam'] })).toBe(
       [
         'fct_credit_pack_purchases.csv, line 3, column user_id: dim_user.csv, which with --snapshot is the whole table, has no user_id "zoe".',
@@ -213,7 +213,7 @@ describe('a snapshot is refused, and changes nothing,', () => {
     );
   });
 
-  test('that lacks users or branches whose rows are in tables without a file', async () => {
+  test('lacks users or branches that tables without a file refer to', async () => {
     expect(await refusal({ users: ['a/mia'], creditPacks: ['mia/1'] })).toBe(
       'dim_user.csv: the file does not have user_id "sam", "zoe", which fct_membership_purchases refers to. --snapshot would delete them from dim_user. Load fct_membership_purchases.csv as well, or complete the file.',
     );
@@ -222,14 +222,14 @@ describe('a snapshot is refused, and changes nothing,', () => {
     );
   });
 
-  test('in which something else is wrong, with that', async () => {
+  test('has another mistake, which is reported', async () => {
     expect(await refusal({ users: ['a/mia', 'b/'] }, { maxLoss: '0%' })).toMatch(
       /^dim_user\.csv, line 3, column user_id: must not be empty\.$/m,
     );
   });
 });
 
-test('exactly the share that is allowed may be deleted', async () => {
+test('a snapshot may delete exactly the share that is allowed', async () => {
   await load({ users: ['/a', '/b', '/c', '/d', '/e'] });
   expect(await snapshot({ users: ['/a', '/b', '/c', '/d'] }, { maxLoss: '20%' })).toEqual([
     [0, 0, 1],
@@ -239,7 +239,7 @@ test('exactly the share that is allowed may be deleted', async () => {
   );
 });
 
-describe('where somebody has put a trigger on a table', () => {
+describe("if somebody's trigger on a table", () => {
   const trigger = async (event: string, result: string) => {
     await database.db.execute(sql`
       create or replace function public.meddle() returns trigger language plpgsql as
@@ -253,27 +253,27 @@ describe('where somebody has put a trigger on a table', () => {
   const refused =
     'Nothing was loaded, because dim_user would not match the files. Either a trigger or a rule changes the rows, or other sessions keep writing to the same rows. Disable the trigger or rule, or load again when nobody else writes.';
 
-  test('that keeps rows out, the load is refused', async () => {
+  test('keeps rows out, a load is refused', async () => {
     await trigger('insert', `case when new.user_id <> 'sam' then new end`);
     await expect(load({ users: ['/mia', '/sam'] })).rejects.toThrow(refused);
     expect(await stored()).toMatchObject({ users: null });
   });
 
-  test('that changes values, the load is refused', async () => {
+  test('changes values, a load is refused', async () => {
     await load({ branches: ['a', 'b'], users: ['a/mia', 'a/sam'] });
     await trigger('update', 'old');
     await expect(load({ users: ['a/mia', 'b/sam'] })).rejects.toThrow(refused);
     expect(await stored()).toMatchObject({ users: ['a/mia', 'a/sam'] });
   });
 
-  test('that keeps rows in, the snapshot is refused', async () => {
+  test('prevents deletes, a snapshot is refused', async () => {
     await load({ users: ['/mia', '/sam', '/zoe'] });
     await trigger('delete', `case when old.user_id <> 'sam' then old end`);
     await expect(snapshot({ users: ['/mia'] })).rejects.toThrow(refused);
     expect(await stored()).toMatchObject({ users: ['mia', 'sam', 'zoe'] });
   });
 
-  test('that does not meddle, the load goes on', async () => {
+  test('changes nothing, a load succeeds', async () => {
     await trigger('insert or update', 'new');
     expect(await load({ users: ['/mia', '/sam'] })).toEqual([[2, 0, 0]]);
   });

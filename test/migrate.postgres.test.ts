@@ -39,7 +39,7 @@ const migrated = (...tags: string[]) =>
   );
 const records = () => session`select hash from drizzle.lead_conversions_migrations order by id`;
 
-/** Starts nine deploys at the same moment, and returns what they have said, by what was said. */
+/** Starts nine deploys at the same moment, and returns the sorted lines of their output. */
 async function nineAtOnce(tree?: ScratchTree): Promise<string[]> {
   const deploys = Array.from({ length: 9 }, () =>
     tree ? tree.run(unmigrated.url, 'npm run migrate') : run(unmigrated.url, 'npm run migrate'),
@@ -60,7 +60,7 @@ describe('nine deploys at once', () => {
   const ours = landedMigrations.map((tag) => `${tag}: migrated, N ms`);
   const idle = (count: number) => Array(count).fill(upToDate.trim());
 
-  test('end with success on an empty database, to which each file is applied once', async () => {
+  test('all succeed on an empty database, and apply each file once', async () => {
     const said = await nineAtOnce();
     expect(said.filter((line) => line !== upToDate.trim())).toEqual(ours);
     expect(await records()).toHaveLength(ours.length);
@@ -68,7 +68,7 @@ describe('nine deploys at once', () => {
     expect(await records()).toHaveLength(ours.length);
   });
 
-  test('apply each file once where several are pending', async () => {
+  test('apply each file once if several are pending', async () => {
     const said = await nineAtOnce(later);
     expect(said.filter((line) => line !== upToDate.trim())).toEqual([
       ...ours,
@@ -81,7 +81,7 @@ describe('nine deploys at once', () => {
 });
 
 describe('npm run migrate', () => {
-  test('goes on from what drizzle-kit has migrated, and drizzle-kit from that', async () => {
+  test('continues after drizzle-kit, and drizzle-kit continues after it', async () => {
     expect(await run(unmigrated.url, 'drizzle-kit migrate')).toMatchObject({ code: 0 });
     expect(await run(unmigrated.url, 'npm run migrate')).toEqual({
       code: 0,
@@ -103,14 +103,14 @@ describe('npm run migrate', () => {
     });
   });
 
-  test('waits for another deploy, and names it when that takes too long', async () => {
+  test('waits for another deploy, and names it if that takes too long', async () => {
     await run(unmigrated.url, 'npm run migrate');
     const before = await records();
     await session.begin(async (other) => {
       const [holder] = await other<{ pid: number }[]>`select pg_backend_pid() as pid`;
       await other`
         lock table drizzle.lead_conversions_migrations in share update exclusive mode`;
-      // With nothing to do, it waits for nobody.
+      // It does not wait if there is nothing to do.
       expect(await run(unmigrated.url, 'npm run migrate')).toMatchObject({ stdout: upToDate });
       expect(
         await later.run(unmigrated.url, 'npm run migrate', ['--lock-timeout', '300ms']),
@@ -131,7 +131,7 @@ describe('npm run migrate', () => {
     ['SIGINT', 130],
     ['SIGTERM', 143],
   ] as const)(
-    'is cancelled on the server too by %s, and says what it has done',
+    'is cancelled by %s, on the server too, and says what it has done',
     async (signal, code) => {
       await run(unmigrated.url, 'npm run migrate');
       await session.begin(async (reader) => {
@@ -161,7 +161,7 @@ describe('npm run migrate', () => {
     },
   );
 
-  test('says what the database says of a migration that fails, and changes nothing', async () => {
+  test('prints the error of the database if a migration fails, and changes nothing', async () => {
     await session`create materialized view fct_lead_conversions as select 1`;
     expect(await run(unmigrated.url, 'npm run migrate')).toEqual({
       code: 1,
@@ -173,7 +173,7 @@ describe('npm run migrate', () => {
     expect(await records()).toEqual([]);
   });
 
-  test('says which role it wants where another one may not migrate', async () => {
+  test('says which role to use if another one may not migrate', async () => {
     await run(unmigrated.url, 'npm run migrate');
     const url = new URL(unmigrated.url);
     url.username = 'may_not_migrate';
@@ -190,7 +190,7 @@ describe('npm run migrate', () => {
     }
   });
 
-  test('never lets others have its records by default privileges', async () => {
+  test('never gives others access to its records through default privileges', async () => {
     await session`alter default privileges grant all on tables to public`;
     await session`alter default privileges grant all on schemas to public`;
     await session`create materialized view fct_lead_conversions as select 1`;
@@ -202,7 +202,7 @@ describe('npm run migrate', () => {
     ).toEqual([{ records: false, schema: false }]);
   });
 
-  test('means the tables and types of Postgres, whatever the search_path', async () => {
+  test('works with any search_path and defaults for transactions, and uses the types of Postgres', async () => {
     await session`create domain public.text as varchar check (value <> value)`;
     const [{ name } = { name: '' }] = await session<{ name: string }[]>`
       select current_database() as name`;
@@ -215,7 +215,7 @@ describe('npm run migrate', () => {
     });
   });
 
-  test('leaves nothing where it is killed, and migrates the next time', async () => {
+  test('leaves nothing unfinished if it is killed, and continues the next time', async () => {
     await run(unmigrated.url, 'npm run migrate');
     const before = await records();
     await session.begin(async (reader) => {
@@ -225,7 +225,7 @@ describe('npm run migrate', () => {
       process.kill('SIGKILL');
       expect(await result).toMatchObject({ code: 'SIGKILL' });
     });
-    // The file of the tables was complete before.
+    // The file for the tables was already complete.
     expect(await records()).toHaveLength(before.length + 1);
     expect(await later.run(unmigrated.url, 'npm run migrate')).toMatchObject({
       code: 0,
@@ -251,7 +251,7 @@ describe('npm run migrate', () => {
     });
   });
 
-  test('refuses a migration that Drizzle would skip, because a later one was applied before', async () => {
+  test('refuses a migration that Drizzle would skip because a later one was applied first', async () => {
     await later.run(unmigrated.url, 'npm run migrate');
     await session`
       delete from drizzle.lead_conversions_migrations
@@ -268,14 +268,14 @@ describe('npm run migrate', () => {
     });
   });
 
-  test('has drizzle-kit refused where another deploy has just applied the same', async () => {
+  test('makes drizzle-kit fail if another deploy has just applied the same migration', async () => {
     await run(unmigrated.url, 'npm run migrate');
     const [tables] = (await readdir(join(later.folder, 'schema/migrations'))).filter((name) =>
       name.endsWith('_tables.sql'),
     );
     const text = await readFile(join(later.folder, 'schema/migrations', tables ?? ''), 'utf8');
     await later.run(unmigrated.url, 'npm run migrate');
-    // What a drizzle-kit does that has read the records before.
+    // What drizzle-kit would run if it had read the records before that deploy.
     const rerun = session.begin(async (other) => {
       for (const statement of text.split('--> statement-breakpoint')) {
         await other.unsafe(statement);
@@ -286,7 +286,7 @@ describe('npm run migrate', () => {
     );
   });
 
-  test('reports what is wrong with the database as a refresh does', async () => {
+  test('reports wrong connections and options as a refresh does', async () => {
     expect(
       await run('postgres://nobody@127.0.0.1:1/gym', 'npm run migrate', ['--retries', '0']),
     ).toEqual({

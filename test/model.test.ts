@@ -7,9 +7,9 @@ import { clientConversionEvents, leadConversions } from './support/model.ts';
 
 const database = useDatabase();
 
-// Few values, so that ties and matches are frequent, and each one a trap: byte
-// order against a language's order, zones on either side of UTC and far from it,
-// instants around changes of the clock, a microsecond apart, and before 1970.
+// The values are few, so ties and matches are frequent, and each is a trap: byte order against the
+// order of a language, zones on either side of UTC and far from it, instants around clock changes,
+// a microsecond apart, and before 1970.
 const identifiers = ['a', 'B', 'b-1', 'b_1', 'b10', 'é', 'Z', ''];
 const zones = [
   'America/New_York',
@@ -45,7 +45,7 @@ const input = inputOf({
   ...{ maxBranches: 4, maxUsers: 6, maxPurchases: 20 },
 });
 
-test('both views are what the model makes of any input', async () => {
+test('both views equal what the model computes, for any input', async () => {
   await fc.assert(
     fc.asyncProperty(input, async (generated) => {
       await store(database, generated);

@@ -4,13 +4,13 @@ import { type PostgresServer, startPostgres } from '../scripts/postgres_server.t
 import { run } from './support/commands.ts';
 import { addUserInitial, type ScratchTree, scratchTree } from './support/scratch_tree.ts';
 
-// A name means the object that we mean, whatever others have created, and
-// whatever the search_path of the session.
+// A name always means our object, whatever others have created and whatever the search_path of the
+// session is.
 
-/** A server of its own, because roles belong to a whole server. */
+/** A separate server, because roles belong to a whole server. */
 let server: PostgresServer;
 let admin: postgres.Sql;
-/** A tree in which a view has changed, and the migration is generated. */
+/** A tree with a changed view, and the migration generated. */
 let tree: ScratchTree;
 beforeAll(async () => {
   server = await startPostgres();
@@ -46,7 +46,9 @@ afterEach(async () => {
   await admin`drop database gym with (force)`;
 });
 
-/** Migrates, loads, refreshes, changes a view, loads less and refreshes again. */
+/**
+ * Migrates, loads and refreshes (both twice), migrates to a changed view, adds a user, refreshes.
+ */
 async function everything() {
   const succeed = async (command: Parameters<typeof run>[1], args: string[] = []) =>
     expect(await tree.run(urlAs('owner'), command, args), command).toMatchObject({ code: 0 });
@@ -75,14 +77,14 @@ async function everything() {
 }
 
 let expected: Awaited<ReturnType<typeof everything>>;
-test('migrate, load and refresh, where nobody interferes', async () => {
+test('migrate, load and refresh succeed if nobody interferes', async () => {
   expected = await everything();
   expect(expected.events).toHaveLength(14);
   expect(expected.conversions).toHaveLength(42);
   expect(expected.history).toHaveLength(6);
 }, 60_000);
 
-/** Operators that fit better than those of pg_catalog, if public is looked at. */
+/** Operators with a better match than those of pg_catalog, if the search_path has public. */
 const comparisons = [
   ...['=', '<>', '<', '>', '<=', '>=', '~', '~*', '!~', '!~*'].flatMap((operator) =>
     [
@@ -103,7 +105,10 @@ const comparisons = [
   ),
 ];
 
-/** Functions that fit better than those of pg_catalog, or that a parameter of unknown type prefers. */
+/**
+ * Functions with a better match than those of pg_catalog, or preferred for a parameter of unknown
+ * type.
+ */
 const functions = [
   ['hashtextextended(text, int)', 'bigint'],
   ['pg_try_advisory_xact_lock(int)', 'boolean'],
@@ -130,7 +135,7 @@ const functions = [
 ] as const;
 
 test.each([`"$user", public`, 'public, pg_catalog'])(
-  'functions and operators of somebody else are never called, with the search_path %s',
+  'functions and operators of others are never called, with the search_path %s',
   async (searchPath) => {
     await session.unsafe(`alter database gym set search_path = ${searchPath}`);
     await session`grant create on schema public to public`;
@@ -160,12 +165,12 @@ test.each([`"$user", public`, 'public, pg_catalog'])(
   60_000,
 );
 
-describe('tables of our names in another schema are left alone,', () => {
+describe('tables with our names are left alone in', () => {
   const tables = ['dim_branch', 'dim_user', 'fct_membership_purchases', 'view_refreshes'];
 
   test.each([
-    ['one that is named like the role', 'owner', `"$user", public`],
-    ['one that comes first in the search_path', 'gym', 'gym, public'],
+    ['a schema with the name of the role', 'owner', `"$user", public`],
+    ['a schema that is first in the search_path', 'gym', 'gym, public'],
   ])(
     '%s',
     async (_, schema, searchPath) => {

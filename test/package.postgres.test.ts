@@ -12,15 +12,15 @@ import { useUnmigratedDatabase } from './support/database.ts';
 import { type ScratchTree, scratchTree } from './support/scratch_tree.ts';
 import { filters, patience, sessionsEnded, sessionsThatWait } from './support/sessions.ts';
 
-/** The package as others get it: packed, and installed in an empty project. */
+/** A copy of the package, to pack and to install in empty projects, as others get it. */
 let tree: ScratchTree;
 let tarball: string;
 /** The project of an app. */
 let project: string;
-/** That of an operator, with nothing but the package and Drizzle. */
+/** The project of an operator, with nothing but the package and Drizzle. */
 let production: string;
 
-/** Outside of the npm that runs these tests. */
+/** The environment without the npm that runs these tests. */
 const environment = Object.fromEntries(
   Object.entries(process.env).filter(([name]) => !name.startsWith('npm_')),
 );
@@ -128,7 +128,7 @@ const compile = (...options: string[]) =>
     ...['consumer.ts', 'example.ts'],
   ]);
 
-test('holds compiled code, the declarations of its entries and the migrations, and nothing else', async () => {
+test('the package has compiled code, the declarations of its entries and the migrations, but no sources', async () => {
   const listed = await execute(tree.folder, 'tar', ['tzf', tarball]);
   const files = listed
     .trim()
@@ -150,7 +150,7 @@ test('holds compiled code, the declarations of its entries and the migrations, a
   ]);
 });
 
-test('takes six packages and less than 20 MB, Drizzle included', async () => {
+test('an installation takes six packages and less than 20 MB, Drizzle included', async () => {
   const { packages } = JSON.parse(await readFile(join(production, 'package-lock.json'), 'utf8'));
   expect(Object.keys(packages).sort()).toEqual([
     '',
@@ -167,7 +167,7 @@ test('takes six packages and less than 20 MB, Drizzle included', async () => {
   expect(bytes).toBeLessThan(20e6);
 });
 
-test('bundles the list of filters alone into less than 400 bytes, for browsers too', async () => {
+test('the list of filters alone is bundled into less than 400 bytes, for browsers too', async () => {
   const { outputFiles } = await build({
     stdin: {
       contents: `
@@ -185,7 +185,7 @@ test('bundles the list of filters alone into less than 400 bytes, for browsers t
   expect(bundle?.contents.length).toBeLessThan(400);
 });
 
-test('is built when it is installed from git', { timeout: 180_000 }, async () => {
+test('the package is built when it is installed from git', { timeout: 180_000 }, async () => {
   const folder = await emptyProject();
   try {
     await cp('package-lock.json', join(tree.folder, 'package-lock.json'));
@@ -210,14 +210,14 @@ test('is built when it is installed from git', { timeout: 180_000 }, async () =>
   }
 });
 
-test('is loaded by require, too', async () => {
+test('require can load the package, too', async () => {
   const code = `console.log(require('lead-conversions/views').conversionEventFilters.length)`;
   expect(await execute(project, process.execPath, ['--input-type=commonjs', '--eval', code])).toBe(
     `${conversionEventFilters.length}\n`,
   );
 });
 
-test('is not installed beside Drizzle 1.0, which is named', async () => {
+test('npm refuses to install the package beside Drizzle 1.0, and names the conflict', async () => {
   const folder = await emptyProject();
   try {
     await expect(install(folder, tarball, 'drizzle-orm@1.0.0-rc.5-169397b')).rejects.toThrow(
@@ -228,7 +228,7 @@ test('is not installed beside Drizzle 1.0, which is named', async () => {
   }
 });
 
-test('is what publint and arethetypeswrong ask of an ESM package', async () => {
+test('publint and arethetypeswrong accept the package as an ESM package', async () => {
   await execute(tree.folder, tool('publint'), ['--strict', tarball]);
   await execute(tree.folder, tool('attw'), ['--profile', 'esm-only', tarball]);
 });
@@ -236,13 +236,16 @@ test('is what publint and arethetypeswrong ask of an ESM package', async () => {
 test.each([
   ['nodenext', 'nodenext'],
   ['bundler', 'esnext'],
-])('type-checks in an app that resolves modules as %s', async (moduleResolution, module) => {
-  const resolution = ['--module', module, '--moduleResolution', moduleResolution];
-  // Drizzle's own declarations do not compile without each of its drivers.
-  await compile('--noEmit', '--skipLibCheck', ...resolution);
-  const ofOthers = await compile('--noEmit', ...resolution).catch(({ message }) => message);
-  expect(ofOthers).not.toContain('lead-conversions');
-});
+])(
+  'the package type-checks in an app that resolves modules as %s',
+  async (moduleResolution, module) => {
+    const resolution = ['--module', module, '--moduleResolution', moduleResolution];
+    // The declarations of Drizzle itself do not compile unless all of its drivers are installed.
+    await compile('--noEmit', '--skipLibCheck', ...resolution);
+    const ofOthers = await compile('--noEmit', ...resolution).catch(({ message }) => message);
+    expect(ofOthers).not.toContain('lead-conversions');
+  },
+);
 
 const database = useUnmigratedDatabase();
 
@@ -262,7 +265,7 @@ describe('npx lead-conversions', () => {
     expect(await npx('doctor')).toBe('The database is healthy.\n');
   });
 
-  test('needs no file that it may write', async () => {
+  test('does not need to write any file', async () => {
     const readOnly = (...args: string[]) =>
       execute(
         production,
@@ -281,7 +284,7 @@ describe('npx lead-conversions', () => {
     );
   });
 
-  test('says its version, and how each command is called in lines of at most 80 characters', async () => {
+  test('prints its version, and the usage of each command in lines of at most 80 characters', async () => {
     expect(await npx('--version')).toBe(`${packageJson.version}\n`);
     const commands = ['migrate', 'load', 'refresh', 'diff', 'doctor', 'distribute', 'report'];
     for (const args of [[], ...commands.map((command) => [command])]) {
@@ -301,7 +304,7 @@ describe('npx lead-conversions', () => {
     );
   });
 
-  test('writes the report once its libraries are installed, and says which are not', async () => {
+  test('writes the report once its libraries are installed, and names missing ones', async () => {
     await npx('migrate');
     const report = (folder: string) =>
       execute(folder, 'npx', ['lead-conversions', 'report', '--out', 'report.html'], {
@@ -322,7 +325,7 @@ describe('npx lead-conversions', () => {
     }
   }, 180_000);
 
-  describe('that refreshes', () => {
+  describe('refresh', () => {
     let session: postgres.Sql;
     beforeEach(async () => {
       await npx('migrate');

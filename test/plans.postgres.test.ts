@@ -16,7 +16,7 @@ async function planOf(query: string): Promise<string[]> {
 const scansOf = (plan: string[]) =>
   plan.flatMap((line) => /\w+ (?:Only )?Scan (?:using \w+ )?on fct_\w+/.exec(line)?.[0] ?? []);
 
-test('first purchases are read from an index alone', async () => {
+test('the first view reads first purchases from indexes alone', async () => {
   const { db } = database;
   await db.execute(sql`insert into dim_user (user_id) select generate_series(1, 5000)`);
   await db.execute(sql`
@@ -38,20 +38,20 @@ test('first purchases are read from an index alone', async () => {
     'Index Only Scan using fct_credit_pack_purchases_first on fct_credit_pack_purchases',
     'Index Only Scan using fct_membership_purchases_first on fct_membership_purchases',
   ]);
-  // Nothing sorts them on the way from the index.
+  // Nothing sorts the purchases after the index.
   const firsts = plan.flatMap((line, index) => (line.includes('Unique') ? [plan[index + 1]] : []));
   expect(firsts).toEqual([
     expect.stringContaining('Index Only Scan'),
     expect.stringContaining('Index Only Scan'),
   ]);
-  // And nothing but the users may be sorted.
+  // Only the users may be sorted.
   const sorted = plan.filter((line) => line.includes('Sort Key'));
   expect(sorted.filter((line) => !line.endsWith('Sort Key: dim_user.user_id COLLATE "C"'))).toEqual(
     [],
   );
 });
 
-test('readers of 100,000 users are answered from an index', async () => {
+test('queries on a branch or a user use an index, with 100,000 users', async () => {
   const { db } = database;
   await db.execute(sql`insert into dim_branch (branch_id) select generate_series(1, 200)`);
   await db.execute(sql`

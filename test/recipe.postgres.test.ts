@@ -17,7 +17,7 @@ beforeEach(async () => {
 });
 afterEach(() => tree.remove());
 
-/** The code in that section, in its order. */
+/** The code blocks of that section, in order. */
 async function blocks(language: 'ts' | 'sql'): Promise<string[]> {
   const readme = await readFile('views/README.md', 'utf8');
   const [, section = ''] = readme.split('\n## Changing a view\n');
@@ -25,7 +25,7 @@ async function blocks(language: 'ts' | 'sql'): Promise<string[]> {
   return [...found].map(([, code = '']) => code.replace(/^ {3}/gm, '').trimEnd());
 }
 
-/** Runs a program there, and returns what it prints. Throws that if it fails. */
+/** Runs a program in the tree, and returns its output. Throws the output if it fails. */
 async function execute(program: string, ...args: string[]): Promise<string> {
   const { stdout } = await promisify(execFile)(program, args, {
     cwd: tree.folder,
@@ -42,12 +42,12 @@ async function execute(program: string, ...args: string[]): Promise<string> {
   return stdout;
 }
 
-/** Generates the migration, and has everything checked. */
+/** Generates the migration, and runs all checks and tests. */
 async function finish(name: string): Promise<void> {
   await execute('npx', 'biome', 'check', '--write', '.');
   await execute('npm', 'run', 'generate', '--', '--name', name);
   await execute('npm', 'run', 'check');
-  // Reading files and generating are slow to test, and do not depend on which columns there are.
+  // The tests of reading files and of generating are slow, and do not depend on the columns.
   const slow = ['load_files', 'generate'].flatMap((name) => ['--exclude', `test/${name}.test.ts`]);
   const said = await execute('npm', 'test', '--', '-u', ...slow);
   expect(said).toMatch(/Snapshots .*1 updated/);
@@ -56,7 +56,7 @@ async function finish(name: string): Promise<void> {
 
 const timeout = { timeout: 600_000 };
 
-describe('the recipe ends green', () => {
+describe('the checks and tests pass after following the recipe', () => {
   test('for a column appended to the first view', timeout, async () => {
     const [column = '', comment = ''] = await blocks('ts');
     const [sql = ''] = await blocks('sql');

@@ -22,10 +22,10 @@ beforeEach(() => {
 });
 afterEach(() => session.end());
 
-/** What --json prints of a refresh that did not take place, but for the outcome and its reason. */
+/** What --json prints of a refresh that did not happen, besides its outcome and reason. */
 const nothingDone = { views: [], warnings: [], durationMs: expect.any(Number), retries: [] };
 
-/** Holds a lock on the second view until the work with the refresh that meets it is done. */
+/** Holds a lock on the second view, for which a refresh waits, until the work is done. */
 async function whileLocked(
   work: (locked: postgres.TransactionSql) => Promise<void>,
 ): Promise<void> {
@@ -35,7 +35,7 @@ async function whileLocked(
   });
 }
 
-/** Both views, row by row, where they disagree on the nine columns that they share. */
+/** The rows in which the views disagree on the nine columns that they share. */
 const disagreements = `
   with
   events as (
@@ -58,7 +58,7 @@ describe('readers', () => {
     await session`insert into dim_user (user_id) select generate_series(1, 2000)`;
     await run(database.url, 'npm run refresh');
     let isOver = false;
-    /** Reads until it is over, and returns how many states it has seen. */
+    /** Reads until isOver is set, and returns how many states it has seen. */
     const read = async (): Promise<number> => {
       const reader = postgres(database.url, { max: 1 });
       const counts = new Set<number>();
@@ -92,13 +92,13 @@ describe('readers', () => {
       }
     };
     const [first, second] = await Promise.all([read(), read(), refresh()]);
-    // They did see the refreshes go by.
+    // The readers did see the refreshes happen.
     expect(Math.min(first, second)).toBeGreaterThan(10);
   });
 });
 
-describe('of refreshes that overlap,', () => {
-  test('one runs and the others are skipped, with exit code 75', async () => {
+describe('a refresh beside another one', () => {
+  test('runs if it is the first, and is skipped with exit code 75 otherwise', async () => {
     await session`insert into dim_user (user_id) values ('mia')`;
     let refreshes: Promise<Result>[] = [];
     let pid = 0;
@@ -129,7 +129,7 @@ describe('of refreshes that overlap,', () => {
     expect(await seenBy(session)).toEqual({ users: 1, rows: filters, refreshes: 2 });
   });
 
-  test('it is skipped too while somebody holds its lock by hand', async () => {
+  test('is skipped while somebody holds its lock manually', async () => {
     await session.begin(async (byHand) => {
       await byHand`lock table view_refreshes in share update exclusive mode`;
       const [holder] = await byHand`select pg_backend_pid() as pid`;
@@ -145,7 +145,7 @@ describe('of refreshes that overlap,', () => {
     });
   });
 
-  test('one by hand is waited for, and both views agree although data has come in between', async () => {
+  test('waits for a manual REFRESH, and both views agree although data has arrived meanwhile', async () => {
     await session`insert into dim_user (user_id) values ('mia')`;
     await run(database.url, 'npm run refresh');
     await session`insert into dim_user (user_id) values ('zoe')`;
@@ -162,7 +162,7 @@ describe('of refreshes that overlap,', () => {
     expect(await session.unsafe(disagreements)).toEqual([]);
   });
 
-  test('one that is in a deadlock with another by hand is tried again', async () => {
+  test('tries again after a deadlock with a manual REFRESH', async () => {
     await session`insert into dim_user (user_id) values ('mia')`;
     let refresh: Promise<Result> | undefined;
     await whileLocked(async (locked) => {
@@ -178,7 +178,7 @@ describe('of refreshes that overlap,', () => {
 });
 
 describe('a refresh', () => {
-  test('names who holds the lock that it has waited for in vain, and changes nothing', async () => {
+  test('names the session whose lock it has waited for in vain, and changes nothing', async () => {
     await session`insert into dim_user (user_id) values ('mia')`;
     await whileLocked(async (locked) => {
       const [holder] = await locked`select pg_backend_pid() as pid, current_user as role`;
@@ -200,7 +200,7 @@ describe('a refresh', () => {
       'drop index fct_membership_purchases_first',
       'AccessExclusiveLock on fct_membership_purchases',
     ],
-  ])('names who holds a lock on what it reads or writes: %s', async (statement, lock) => {
+  ])('names the session that locks what it reads or writes: %s', async (statement, lock) => {
     await session
       .begin(async (locked) => {
         await locked.unsafe(statement);
@@ -218,7 +218,7 @@ describe('a refresh', () => {
       .catch(({ message }) => expect(message).toBe('roll back'));
   });
 
-  test('ends when the statement timeout strikes, and changes nothing', async () => {
+  test('ends at its statement timeout, and changes nothing', async () => {
     await session`insert into dim_user (user_id) select generate_series(1, 100000)`;
     expect(await run(database.url, 'npm run refresh', ['--statement-timeout', '50ms'])).toEqual({
       code: 1,
@@ -232,29 +232,32 @@ describe('a refresh', () => {
   test.each([
     ['SIGINT', 130],
     ['SIGTERM', 143],
-  ] as const)('is cancelled on the server too by %s, and changes nothing', async (signal, code) => {
-    await session`insert into dim_user (user_id) values ('mia')`;
-    await whileLocked(async () => {
-      const { process, result } = start(database.url, 'npm run refresh', ['--json']);
-      await sessionsThatWait(session);
-      process.kill(signal);
-      await setTimeout(5);
-      process.kill(signal); // npm passes on what the whole process group has got already
-      const { stdout, ...rest } = await result;
-      const reason = `Cancelled by ${signal}. The views have not changed.`;
-      expect(rest).toEqual({ code, stderr: `${reason}\n` });
-      expect(JSON.parse(stdout)).toEqual({ ...nothingDone, outcome: 'failed', reason });
-      // Its statement still waits for the lock here, unless it was cancelled there.
-      await sessionsEnded(session);
-    });
-    expect(await seenBy(session)).toEqual({ users: 0, rows: 0 * filters, refreshes: 0 });
-  });
+  ] as const)(
+    'is cancelled by %s, on the server too, and changes nothing',
+    async (signal, code) => {
+      await session`insert into dim_user (user_id) values ('mia')`;
+      await whileLocked(async () => {
+        const { process, result } = start(database.url, 'npm run refresh', ['--json']);
+        await sessionsThatWait(session);
+        process.kill(signal);
+        await setTimeout(5);
+        process.kill(signal); // npm repeats a signal that the process group already has
+        const { stdout, ...rest } = await result;
+        const reason = `Cancelled by ${signal}. The views have not changed.`;
+        expect(rest).toEqual({ code, stderr: `${reason}\n` });
+        expect(JSON.parse(stdout)).toEqual({ ...nothingDone, outcome: 'failed', reason });
+        // If the server had not cancelled its statement, that would still wait for the lock.
+        await sessionsEnded(session);
+      });
+      expect(await seenBy(session)).toEqual({ users: 0, rows: 0 * filters, refreshes: 0 });
+    },
+  );
 
-  test('that is cancelled while it vacuums is refreshed, and says what is left', async () => {
+  test('that is cancelled during its vacuum has refreshed, and says what is not vacuumed', async () => {
     await session`insert into dim_user (user_id) select generate_series(1, 300)`;
     const [{ name } = { name: '' }] = await session<{ name: string }[]>`
       select current_database() as name`;
-    // Makes a vacuum slow enough to be met at work.
+    // Makes a vacuum slow enough to be cancelled.
     await session`alter database ${session(name)} set vacuum_cost_delay = '100ms'`;
     await session`alter database ${session(name)} set vacuum_cost_limit = 1`;
     const { process, result } = start(database.url, 'npm run refresh', ['--json']);
@@ -273,14 +276,15 @@ describe('a refresh', () => {
     await sessionsEnded(session);
   });
 
-  test('warns when it could not vacuum a view, and has refreshed it', async () => {
+  test('warns if it could not vacuum a view that it has refreshed', async () => {
     await session`insert into dim_user (user_id) values ('mia')`;
     let refresh: Promise<Result> | undefined;
     let byHand: Promise<unknown> | undefined;
     await whileLocked(async () => {
       refresh = run(database.url, 'npm run refresh');
       await sessionsThatWait(session);
-      // Next in the queue for the first view, and keeps it until the refresh is over.
+      // This session is next in the queue for the first view, and keeps it until the refresh is
+      // over.
       byHand = session.begin(async (next) => {
         await next`refresh materialized view concurrently fct_client_conversion_events`;
         await refresh;
@@ -296,7 +300,7 @@ describe('a refresh', () => {
     expect(await seenBy(session)).toEqual({ users: 1, rows: filters, refreshes: 2 });
   });
 
-  test('recomputes a view that reads more than what has not changed', async () => {
+  test('recomputes a view that reads a changed table beside an unchanged view', async () => {
     await session`insert into dim_user (user_id) values ('mia')`;
     await session`drop materialized view fct_lead_conversions`;
     await session`
@@ -315,7 +319,7 @@ describe('a refresh', () => {
     });
   });
 
-  test('does not shrink a file, for which its readers would have to wait', async () => {
+  test('does not shrink a file, because readers would have to wait', async () => {
     await session`insert into dim_user (user_id) select generate_series(1, 2000)`;
     await run(database.url, 'npm run refresh');
     await session`delete from dim_user`;
@@ -328,7 +332,7 @@ describe('a refresh', () => {
     expect(Number(sizes?.conversions)).toBeGreaterThan(0);
   });
 
-  test('keeps the views at most twice as large as new, over 50 nights that change a fifth', async () => {
+  test('keeps the views at most twice as large as new ones over 50 nights that each change a fifth', async () => {
     await session`insert into dim_user (user_id, name) select generate_series(1, 2000), 'x'`;
     await session`
       insert into fct_membership_purchases (user_id, user_membership_id) select user_id, '0' from dim_user`;
@@ -363,7 +367,7 @@ describe('the bounds of a refresh', () => {
   test.each([
     [[], '300ms'],
     [['--lock-timeout', '200ms'], '200ms'],
-  ])('are taken from the options, then from the environment: %j', async (args, timeout) => {
+  ])('come from the options, or else from the environment: %j', async (args, timeout) => {
     await whileLocked(async () => {
       const { stderr } = await run(database.url, 'npm run refresh', args, variables);
       expect(stderr).toContain(`it got no lock within ${timeout}, because `);
@@ -377,7 +381,7 @@ describe('the bounds of a refresh', () => {
       'It comes from --lock-timeout or LEAD_CONVERSIONS_LOCK_TIMEOUT.\n',
     ],
     ['--retries', 'many', '--retries must be a number from 0 to 9999, not "many".\n'],
-  ])('are said to be wrong: %s %s', async (option, value, message) => {
+  ])('are refused with an explanation if they are wrong: %s %s', async (option, value, message) => {
     const { code, stdout, stderr } = await run(database.url, 'npm run refresh', [
       ...[option, value, '--json'],
     ]);
@@ -390,7 +394,7 @@ describe('the bounds of a refresh', () => {
     });
   });
 
-  test('are a memory that decides what goes to disk', async () => {
+  test('limit the memory, beyond which a refresh uses the disk', async () => {
     await session`insert into dim_user (user_id) select generate_series(1, 20000)`;
     const spilledWith = async (workMem: string) => {
       await session`update dim_user set name = ${workMem}`;

@@ -18,14 +18,14 @@ const database = useDatabase();
 const modes = async () => (await refresh()).map(({ mode }) => mode);
 
 /**
- * Refreshes until both views are left alone. On a server whose other databases are
- * at work that may take a while: what was written since the oldest open
- * transaction began counts as changed.
+ * Refreshes until both views are left alone. That may take a while on a server whose other
+ * databases are at work: everything written since the oldest open transaction began counts as
+ * changed.
  */
 const untilUnchanged = () =>
   vi.waitUntil(async () => (await modes()).every((mode) => mode === 'unchanged'), patience);
 
-/** What a refresh reports of the views, but for the time it took, and that nothing is distributed. */
+/** What a refresh reports of the views, without durations. Expects that nothing is distributed. */
 async function refresh(options: RefreshOptions = {}) {
   const { views, durationMs, ...rest } = await refreshViews(database.db, options);
   expect(rest).toEqual({ outcome: 'refreshed', reason: null, warnings: [] });
@@ -49,9 +49,9 @@ test('reports each view’s rows, and how many it inserted and deleted', async (
   await db.insert(fctMembershipPurchases).values({ userId: 'a', userMembershipId: '1' });
   await db.delete(dimUser).where(eq(dimUser.userId, 'c'));
   expect(await refresh({ maxLoss: '34%' })).toEqual([
-    // a changed, c went
+    // a changed, c is gone
     { view: 'fct_client_conversion_events', mode, rows: 2, inserted: 1, deleted: 2 },
-    // a changed under MEMBERSHIP and ALL, c went once per filter
+    // a changed under MEMBERSHIP and ALL, c is gone under each filter
     { view: 'fct_lead_conversions', mode, rows: 2 * filters, inserted: 2, deleted: filters + 2 },
   ]);
 });
@@ -75,14 +75,14 @@ test('leaves both views alone while neither they nor what they read has changed'
   await untilUnchanged();
 });
 
-test('leaves the second view alone while what has changed gives the first the same rows', async () => {
+test('leaves the second view alone if a change gives the first view the same rows', async () => {
   await database.db.insert(dimUser).values({ userId: 'a' });
   await untilUnchanged();
   await database.db.update(dimUser).set({ name: 'Ada' });
   expect(await modes()).toEqual(['concurrently', 'unchanged']);
 });
 
-describe('recomputes', () => {
+describe('recomputes the views', () => {
   beforeEach(async () => {
     const { db } = database;
     await db.insert(dimBranch).values({ branchId: 'dublin', timezoneId: 'Europe/Dublin' });
@@ -105,14 +105,14 @@ describe('recomputes', () => {
     expect(first?.rows).toBe(await database.db.$count(dimUser));
   });
 
-  test('after the clocks of a zone have changed', async () => {
+  test('after the clocks of a time zone have changed', async () => {
     await database.db.execute(sql`
       update view_refreshes set basis = jsonb_set(basis, '{zones}', '"other"')`);
     expect(await modes()).toEqual(['concurrently', 'concurrently']);
     await untilUnchanged();
   });
 
-  test('where the history is that of another server or database, also if it is later', async () => {
+  test('if the history is from another server or database, even if it is later', async () => {
     const rows = await database.db.select().from(viewRefreshes);
     await database.db.delete(viewRefreshes);
     await database.db.insert(viewRefreshes).values(
@@ -129,26 +129,26 @@ describe('recomputes', () => {
     expect(await modes()).toEqual(['concurrently', 'concurrently']);
   });
 
-  test('where the history was restored, which no transaction of its own has written', async () => {
+  test('if the history was restored, so its rows were not written by the refreshes themselves', async () => {
     const rows = await database.db.select().from(viewRefreshes).orderBy(viewRefreshes.id);
     await database.db.delete(viewRefreshes);
     await database.db.insert(viewRefreshes).overridingSystemValue().values(rows);
     expect(await modes()).toEqual(['concurrently', 'concurrently']);
   });
 
-  test('where there is no history', async () => {
+  test('if there is no history', async () => {
     await database.db.delete(viewRefreshes);
     expect(await modes()).toEqual(['concurrently', 'concurrently']);
   });
 
-  test('where a row of the history comes from the future', async () => {
+  test('if a row of the history is from the future', async () => {
     await database.db.execute(sql`
       update view_refreshes set started_at = '2100-01-01' where id = (select min(id) from view_refreshes)`);
     await database.db.insert(dimUser).values({ userId: 'c' });
     expect(await modes()).toEqual(['concurrently', 'concurrently']);
   });
 
-  test('where a billion transactions have gone by, so that the age of a row may be wrong', async () => {
+  test('if a billion transactions have passed, so the age of a row may be misjudged', async () => {
     await database.db.execute(sql`
       update view_refreshes set basis = jsonb_set(
         basis, '{view,snapshotXmin}', to_jsonb((pg_current_xact_id()::text::bigint - 2::bigint ^ 30)::text)
@@ -176,7 +176,7 @@ describe('input that is suddenly missing', () => {
     expect(first).toMatchObject({ rows: 8, inserted: 0, deleted: 2 });
   });
 
-  test('is refused beyond a fifth of the users, and everything is as it was', async () => {
+  test('is refused beyond a fifth of the users, and nothing changes', async () => {
     const { db } = database;
     await db.delete(dimUser).where(inArray(dimUser.userId, ['user 7', 'user 8', 'user 9']));
     const before = await db.select().from(viewRefreshes);
@@ -199,7 +199,7 @@ describe('input that is suddenly missing', () => {
     expect((await refresh({ maxLoss: '100%' }))[0]).toMatchObject({ inserted: 2, deleted: 2 });
   });
 
-  test('is made up for by what is new', async () => {
+  test('is offset by new input', async () => {
     const { db } = database;
     await db.delete(dimUser).where(inArray(dimUser.userId, ['user 7', 'user 8', 'user 9']));
     await db.insert(dimUser).values({ userId: 'new' });
@@ -207,7 +207,7 @@ describe('input that is suddenly missing', () => {
   });
 
   test.each(['', '20', 'a fifth', '101%', '-1%', '1e1%'])(
-    'is allowed as a percentage, not as %j',
+    'is allowed as a percentage only, not as %j',
     async (maxLoss) => {
       await expect(refresh({ maxLoss })).rejects.toThrow(
         `The allowed loss (--max-loss) must be a percentage from 0% to 100%, not ${JSON.stringify(maxLoss)}.`,
@@ -216,7 +216,7 @@ describe('input that is suddenly missing', () => {
   );
 });
 
-test('recomputes the second view when somebody has refreshed the first by hand', async () => {
+test('recomputes the second view if somebody has refreshed the first one manually', async () => {
   const { db } = database;
   await db.insert(dimUser).values({ userId: 'a' });
   await refresh();
@@ -235,7 +235,7 @@ test('recomputes the second view when somebody has refreshed the first by hand',
 });
 
 test.each([fctClientConversionEvents, fctLeadConversions])(
-  'populates a view that is not, and says so: %#',
+  'populates a view that is not populated, and reports it: %#',
   async (view) => {
     const { db } = database;
     await db.insert(dimUser).values({ userId: 'a' });
@@ -274,7 +274,7 @@ test('records what it did to each view', async () => {
   expect(second).toBeGreaterThanOrEqual(first ?? Number.NaN);
 });
 
-test('tells by the history how fresh the views are, also when nothing has changed', async () => {
+test('records how fresh the views are, even if nothing has changed', async () => {
   const { db } = database;
   const freshAsOf = () =>
     db
@@ -290,7 +290,7 @@ test('tells by the history how fresh the views are, also when nothing has change
   expect(Date.parse(first?.at ?? '')).toBeGreaterThan(Date.parse(before?.at ?? ''));
 });
 
-test('tells each step as it begins', async () => {
+test('reports each step when it begins', async () => {
   const steps: unknown[] = [];
   await refresh();
   await database.db.insert(dimUser).values({ userId: 'a' });
@@ -303,13 +303,13 @@ test('tells each step as it begins', async () => {
   ]);
 });
 
-test('refuses to be part of another transaction', async () => {
+test('refuses to run inside another transaction', async () => {
   await expect(database.db.transaction((tx) => refreshViews(tx))).rejects.toThrow(
     'refreshViews cannot run in a transaction, because it starts its own. Call it on the database.',
   );
 });
 
-test('takes the default for a bound that is undefined', async () => {
+test('uses the default for a bound that is undefined', async () => {
   const { outcome } = await refreshViews(database.db, {
     lockTimeout: undefined,
     statementTimeout: undefined,
@@ -328,8 +328,8 @@ test.each([
   });
 });
 
-describe('before it begins, a refresh says what is wrong and what to do:', () => {
-  /** Runs statements one by one; a transaction block would not do for some. */
+describe('a refresh does not begin, and says what to do,', () => {
+  /** Runs statements one by one, because some cannot run in a transaction block. */
   async function execute(...statements: string[]): Promise<void> {
     for (const statement of statements) {
       await database.db.execute(sql.raw(statement));
@@ -341,7 +341,7 @@ describe('before it begins, a refresh says what is wrong and what to do:', () =>
     ['materialized view', 'fct_lead_conversions'],
     ['table', 'view_refreshes'],
     ['table', 'dim_user'],
-  ])('the database has no %s %s any more', async (kind, name) => {
+  ])('if the database no longer has the %s %s', async (kind, name) => {
     await execute(`alter ${kind} ${name} rename to elsewhere`);
     try {
       await expect(refresh()).rejects.toThrow(
@@ -354,7 +354,7 @@ describe('before it begins, a refresh says what is wrong and what to do:', () =>
     }
   });
 
-  test('a relation of that name is no materialized view', async () => {
+  test('if a relation with the name of a view is not a materialized view', async () => {
     await execute(
       'alter materialized view fct_lead_conversions rename to elsewhere',
       'create view fct_lead_conversions as select from elsewhere',
@@ -385,7 +385,7 @@ describe('before it begins, a refresh says what is wrong and what to do:', () =>
       'create unique index concurrently flawed on fct_lead_conversions (user_id)',
       ': flawed is not valid',
     ],
-  ])('REFRESH … CONCURRENTLY has no unique index to use: %s', async (index, flaw) => {
+  ])('if REFRESH … CONCURRENTLY has no unique index to use: %s', async (index, flaw) => {
     const key = 'fct_lead_conversions_user_id_client_conversion_event_filter_key';
     const comment = sql<string>`obj_description(${key}::regclass, 'pg_class')`;
     const [was] = await database.db.select({ comment }).from(sql`(values (1)) as once`);
@@ -393,7 +393,7 @@ describe('before it begins, a refresh says what is wrong and what to do:', () =>
     await refresh();
     await execute(`alter index ${key} rename to usable`, 'drop index usable');
     try {
-      // One that is built concurrently, but not unique after all, stays behind as it is.
+      // An index that is built concurrently and finds duplicates is left behind, not valid.
       await execute(...(index ? [index] : [])).catch((error) =>
         expect(error.cause.message).toBe('could not create unique index "flawed"'),
       );
@@ -409,7 +409,7 @@ describe('before it begins, a refresh says what is wrong and what to do:', () =>
     }
   });
 
-  describe('with a role of its own,', () => {
+  describe('if its role', () => {
     const role = `refresher_${process.pid}`;
     const views = ['fct_client_conversion_events', 'fct_lead_conversions'];
     let owner = '';
@@ -433,7 +433,7 @@ describe('before it begins, a refresh says what is wrong and what to do:', () =>
       );
     });
 
-    test('it neither owns the views, nor may maintain them', async () => {
+    test('neither owns the views nor may maintain them', async () => {
       await execute(`set role ${role}`);
       await expect(refresh()).rejects.toThrow(
         `The role ${role} may not refresh fct_client_conversion_events: its owner is ${owner}. Connect as ${owner} or a member of that role, or (from PostgreSQL 17 on) grant MAINTAIN on it.`,
@@ -452,7 +452,7 @@ describe('before it begins, a refresh says what is wrong and what to do:', () =>
       expect(await refresh()).toHaveLength(2);
     });
 
-    test('it may not write the history', async () => {
+    test('may not write the history', async () => {
       await execute(
         ...views.map((view) => `alter materialized view ${view} owner to ${role}`),
         `grant select on all tables in schema public to ${role}`,
@@ -470,7 +470,7 @@ describe('before it begins, a refresh says what is wrong and what to do:', () =>
     });
   });
 
-  test('the server counts no rows', async () => {
+  test('if the server does not count rows', async () => {
     await execute('set track_counts = off');
     try {
       await expect(refresh()).rejects.toThrow(

@@ -9,7 +9,7 @@ test.each([
   { at: 'fct_client_conversion_events', begun: ['fct_client_conversion_events'] },
   { at: 'fct_lead_conversions', begun: ['fct_client_conversion_events', 'fct_lead_conversions'] },
 ])(
-  'changes nothing, and begins nothing more, once the signal is aborted at $at',
+  'a refresh changes nothing, and begins nothing more, once its signal is aborted at $at',
   async (expected) => {
     const { db } = database;
     await refreshViews(db);

@@ -14,10 +14,10 @@ import {
   sessionThatRuns,
 } from './support/sessions.ts';
 
-/** Enough users for a refresh to be met at work. */
+/** So many users that a refresh can be interrupted. */
 const users = 50_000;
 
-/** What a transaction that was not ended would leave behind. */
+/** What an unfinished transaction would leave behind. */
 const leftovers = (session: postgres.Sql) => session`
   select locktype as name, mode
   from pg_locks
@@ -30,7 +30,7 @@ const leftovers = (session: postgres.Sql) => session`
   from pg_class
   where relpersistence = 't'`;
 
-describe('when the process', () => {
+describe('if the process of a refresh', () => {
   const database = useServerDatabase();
   let session: postgres.Sql;
   beforeEach(async () => {
@@ -100,7 +100,7 @@ describe('when the process', () => {
       await network.close();
     });
 
-    test('and may not try again, it says that the outcome is not known', async () => {
+    test('and may not try again, the error says that the outcome is not known', async () => {
       const network = await openNetwork(database.url, 'commit\0');
       const { code, stderr } = await run(network.url, 'npm run refresh', ['--retries', '0']);
       expect(code).toBe(1);
@@ -109,7 +109,7 @@ describe('when the process', () => {
       await network.close();
     });
 
-    test('and is cancelled then, it does not say that nothing has changed', async () => {
+    test('and is then cancelled, it does not say that nothing has changed', async () => {
       await session`insert into dim_user (user_id) values ('zoe')`;
       const network = await openNetwork(database.url, 'commit\0');
       const { process, result } = start(network.url, 'npm run refresh', ['--json']);
@@ -126,7 +126,7 @@ describe('when the process', () => {
     });
   });
 
-  test('hangs, its transaction is ended, and the next refresh succeeds', async () => {
+  test('hangs, the server ends its transaction, and the next refresh succeeds', async () => {
     await session`insert into dim_user (user_id) values ('zoe')`;
     let hung: ReturnType<typeof start> | undefined;
     await session.begin(async (locked) => {
@@ -143,7 +143,7 @@ describe('when the process', () => {
     await hung?.result;
   });
 
-  test('has nobody who reads its output any more, it refreshes and exits with 0', async () => {
+  test('has nobody left to read its output, it still refreshes and exits with 0', async () => {
     await session`insert into dim_user (user_id) values ('zoe')`;
     const { process, result } = start(database.url, 'npm run refresh');
     process.stdout?.destroy();
@@ -152,7 +152,7 @@ describe('when the process', () => {
     expect(await seenBy(session)).toEqual({ users: 2, rows: 2 * filters, refreshes: 4 });
   });
 
-  test('loses its connection, it waits for the end of what it has left on the server', async () => {
+  test('loses its connection, it waits until the server has ended what it left there', async () => {
     await session`insert into dim_user (user_id) values ('zoe')`;
     const network = await openNetwork(database.url);
     let refresh: Promise<Result> | undefined;
@@ -190,8 +190,8 @@ describe('when the process', () => {
 });
 
 /**
- * A way to a server that can be cut at the client's end, the server none the wiser. It
- * is also cut once the client has sent the given text, which still reaches the server.
+ * A proxy to a server. It can cut the connection on the client's side without the server noticing.
+ * It also cuts it once the client has sent the given text, which still reaches the server.
  */
 async function openNetwork(url: string, last?: string) {
   const { hostname: host, port } = new URL(url);
@@ -228,7 +228,7 @@ async function openNetwork(url: string, last?: string) {
   };
 }
 
-describe('when the server', () => {
+describe('if the server', () => {
   let server: PostgresServer;
   let url: string;
   let session: postgres.Sql;
@@ -266,7 +266,7 @@ describe('when the server', () => {
     expect(await seenBy(session)).toEqual({ users, rows: filters * users, refreshes: 2 });
   });
 
-  test('comes up in time, the refresh has waited for it, and says so', async () => {
+  test('is down but starts in time, the refresh waits for it, and says so', async () => {
     await session`insert into dim_user (user_id) values ('zoe')`;
     await server.stop('fast');
     const { process, result } = start(url, 'npm run refresh', ['--json']);
@@ -282,8 +282,8 @@ describe('when the server', () => {
     expect(await seenBy(session)).toEqual({ users: 2, rows: 2 * filters, refreshes: 2 });
   });
 
-  test('is shutting down, the refresh waits for it to come up again', async () => {
-    const stopped = server.stop('smart'); // waits for the session that is open here
+  test('is shutting down, the refresh waits until it is up again', async () => {
+    const stopped = server.stop('smart'); // it waits for the session that is open here
     await vi.waitUntil(async () => {
       const probe = postgres(url, { max: 1 });
       const refused = await probe`select`.then(

@@ -10,9 +10,12 @@ import {
   sessionThatRuns,
 } from './support/sessions.ts';
 
-// One refresh at a time: what its lock is, who can have it, and who cannot.
+// Only one refresh runs at a time. These tests cover its lock: who can take it, and who cannot.
 
-/** A server of its own, because roles belong to a whole server, and prepared transactions are off. */
+/**
+ * A separate server, because roles belong to a whole server, and with prepared transactions, which
+ * are off by default.
+ */
 let server: PostgresServer;
 let admin: postgres.Sql;
 beforeAll(async () => {
@@ -50,7 +53,7 @@ afterEach(async () => {
 });
 
 describe('a role that may not write the history', () => {
-  test.each(['anybody', 'reader'])('cannot keep a refresh off: %s', async (role) => {
+  test.each(['anybody', 'reader'])('cannot block a refresh: %s', async (role) => {
     const session = postgres(urlAs(role), { max: 1 });
     await session.begin(async (squatter) => {
       await squatter`select pg_advisory_lock(hashtextextended('lead-conversions refresh', 0))`;
@@ -70,7 +73,7 @@ describe('a role that may not write the history', () => {
   });
 });
 
-test('a role that is refused the lock again and again does not keep a refresh off', {
+test('a role that is refused the lock again and again does not block a refresh', {
   timeout: 180_000,
 }, async () => {
   const squatters = postgres(urlAs('reader'), { max: 3, onnotice: () => {} });
@@ -88,7 +91,7 @@ test('a role that is refused the lock again and again does not keep a refresh of
           end loop;
         end
         $$`)
-      .catch(() => {}); // once it is terminated
+      .catch(() => {}); // throws once it is terminated
   }
   const superuser = postgres(server.url('gym'), { max: 1 });
   await sessionThatRuns(superuser, '%access share mode%');
@@ -98,11 +101,11 @@ test('a role that is refused the lock again and again does not keep a refresh of
   }
   const [{ count } = { count: 0 }] = await admin<{ count: number }[]>`
     select count(pg_terminate_backend(pid))::int from pg_stat_activity where usename = 'reader'`;
-  expect(count).toBeGreaterThan(0); // it was at it all the time
+  expect(count).toBeGreaterThan(0); // they have tried all the time
   await squatters.end({ timeout: 1 });
 });
 
-describe('a session that has the lock for another purpose is no refresh:', () => {
+describe('a session that has the lock for another purpose does not count as a refresh:', () => {
   test.each([
     'analyze view_refreshes',
     `comment on table view_refreshes is 'History'`,
@@ -151,7 +154,7 @@ test('a refresh that waits for the history is cancelled on the server, too', asy
   });
 });
 
-/** Vacuums the history, slowly, until that is cancelled. */
+/** Vacuums the history slowly during the work, then cancels the vacuum. */
 async function whileVacuumed(work: (pid: number) => Promise<void>): Promise<void> {
   await owner`
     insert into view_refreshes (view, started_at, finished_at, mode, rows, inserted, deleted, duration_ms, package_version, server)
@@ -176,7 +179,7 @@ async function whileVacuumed(work: (pid: number) => Promise<void>): Promise<void
 }
 
 describe('a vacuum of the history', () => {
-  test('is waited for', async () => {
+  test('makes a refresh wait', async () => {
     let waiting: Promise<Result> | undefined;
     await whileVacuumed(async () => {
       waiting = refresh('--lock-timeout', '1min');
@@ -186,7 +189,7 @@ describe('a vacuum of the history', () => {
     expect(await seenBy(owner)).toEqual({ users: 1, rows: filters, refreshes: 2 });
   });
 
-  test('is waited for no longer than for any other lock, and is named', async () => {
+  test('makes a refresh wait no longer than any other lock, and is named', async () => {
     await whileVacuumed(async (pid) => {
       expect(await refresh('--lock-timeout', '500ms', '--retries', '0')).toEqual({
         code: 1,
@@ -196,7 +199,7 @@ describe('a vacuum of the history', () => {
     });
   });
 
-  test('is told from a refresh also by a role that may not see what others do', async () => {
+  test('is distinguished from a refresh even by a role that may not see what others do', async () => {
     await admin`create role refresher login`;
     try {
       await whileVacuumed(async (pid) => {
@@ -228,7 +231,7 @@ describe('a vacuum of the history', () => {
   });
 });
 
-test('a prepared transaction that has the lock is no refresh, and is named', async () => {
+test('a prepared transaction that has the lock does not count as a refresh, and is named', async () => {
   const preparing = await owner.reserve();
   await preparing`begin`;
   await preparing`lock table view_refreshes in share update exclusive mode`;
@@ -247,7 +250,7 @@ test('a prepared transaction that has the lock is no refresh, and is named', asy
   expect(await refresh()).toMatchObject({ code: 0 });
 });
 
-test('whoever waits for a lock before the refresh is named, too', async () => {
+test('a session that waits for a lock before the refresh is named, too', async () => {
   await owner.begin(async (reader) => {
     await reader`select from view_refreshes`;
     const altering = owner`alter table view_refreshes add column note text`;

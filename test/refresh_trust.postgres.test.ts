@@ -12,9 +12,9 @@ import { refreshViews } from '../views/index.ts';
 import { type Result, run, start } from './support/commands.ts';
 import { filters, sessionsEnded, sessionsThatWait } from './support/sessions.ts';
 
-// A wrong number never ends green: what a refresh does not take on trust.
+// A refresh never succeeds with wrong numbers. These tests cover what it does not trust.
 
-/** A server of its own, on which no other database has transactions open. */
+/** A separate server, on which no other database has open transactions. */
 let server: PostgresServer;
 let admin: postgres.Sql;
 beforeAll(async () => {
@@ -47,7 +47,7 @@ async function modes(...args: string[]): Promise<string[]> {
 
 /** Sessions of the owner on a database with ten users, whose views are up to date. */
 let owner: postgres.Sql;
-/** A superuser's session on it. */
+/** A superuser's session on that database. */
 let superuser: postgres.Sql;
 beforeEach(async () => {
   await admin`create database gym template template owner owner`;
@@ -65,7 +65,7 @@ afterEach(async () => {
   await admin`drop database gym with (force)`;
 });
 
-/** What the second view shows of a user, under ALL, MEMBERSHIP and USER_CREDIT. */
+/** The status that the second view shows for a user under ALL, MEMBERSHIP and USER_CREDIT. */
 const statusesOf = async (user: number) => {
   const rows = await owner`
     select lead_status from fct_lead_conversions
@@ -80,7 +80,7 @@ const buy = (session: postgres.ISql, user: number, id = 1) =>
 const lead = ['LEAD', 'LEAD', 'LEAD'];
 const client = ['CLIENT', 'CLIENT', 'LEAD'];
 
-/** A database on which something happens before the first REFRESH or VACUUM, after all looks. */
+/** A database that calls a hook just before its first REFRESH or VACUUM, after all checks. */
 function hooked(
   db: Database['db'],
   statement: 'refresh' | 'vacuum',
@@ -124,7 +124,7 @@ function hooked(
 }
 
 describe('a view that somebody has refreshed from old rows is recomputed', () => {
-  test('REFRESH … CONCURRENTLY that has waited for the refresh', async () => {
+  test('after a REFRESH … CONCURRENTLY that waited for the nightly refresh', async () => {
     await buy(owner, 3);
     let night: Promise<Result> | undefined;
     let byHand: PromiseLike<unknown> | undefined;
@@ -137,15 +137,15 @@ describe('a view that somebody has refreshed from old rows is recomputed', () =>
     });
     expect(await night).toMatchObject({ code: 0 });
     await byHand;
-    expect(await statusesOf(3)).toEqual(lead); // as before the refresh
+    expect(await statusesOf(3)).toEqual(lead); // still as before the refresh
     expect(await modes()).toEqual(['unchanged', 'concurrently']);
     expect(await statusesOf(3)).toEqual(client);
   });
 
   test.each([
-    ['with a transaction id before that of the refresh', true],
-    ['with one after it', false],
-  ])('a plain REFRESH in a REPEATABLE READ transaction, %s', async (_, isEarlier) => {
+    ['whose id is lower than that of the nightly refresh', true],
+    ['whose id is higher', false],
+  ])('after a plain REFRESH in a REPEATABLE READ transaction %s', async (_, isEarlier) => {
     for (const view of ['fct_client_conversion_events', 'fct_lead_conversions']) {
       const user = view === 'fct_lead_conversions' ? 4 : 3;
       await owner.begin('isolation level repeatable read', async (byHand) => {
@@ -166,7 +166,7 @@ describe('a view that somebody has refreshed from old rows is recomputed', () =>
   });
 });
 
-test('a view that is left alone cannot be refreshed by others until the commit', async () => {
+test("a refresh waits for another session's uncommitted REFRESH of a view that seems unchanged", async () => {
   await buy(owner, 3);
   let night: Promise<Result> | undefined;
   let committed = () => {};
@@ -185,7 +185,7 @@ test('a view that is left alone cannot be refreshed by others until the commit',
     await sessionsThatWait(owner, 2);
   });
   expect(await night).toMatchObject({ code: 0 });
-  // It has the rows from before its wait, and is not committed yet.
+  // The manual REFRESH has the rows from before its wait, and is not committed yet.
   const nextNight = refresh('--lock-timeout', '1min');
   await sessionsThatWait(owner);
   committed();
@@ -195,7 +195,7 @@ test('a view that is left alone cannot be refreshed by others until the commit',
 });
 
 describe('the input counts as changed', () => {
-  test('after a transaction that began before the refresh and has the same number of rows', async () => {
+  test('after a transaction that began before the refresh and leaves the same number of rows', async () => {
     await owner.begin(async (early) => {
       await early`select pg_current_xact_id()`;
       await owner`insert into dim_user (user_id) values ('late')`;
@@ -210,7 +210,7 @@ describe('the input counts as changed', () => {
     expect(await modes()).toEqual(['unchanged', 'unchanged']);
   });
 
-  test('if something is committed between the look at it and the REFRESH', async () => {
+  test('if something is committed between the check of the input and the REFRESH', async () => {
     await buy(owner, 3);
     let night: Promise<Result> | undefined;
     await owner.begin(async (locked) => {
@@ -224,8 +224,8 @@ describe('the input counts as changed', () => {
     expect(await statusesOf(4)).toEqual(client);
   });
 
-  test('if a table with children is emptied and filled again while it is waited for', async () => {
-    // A table that had a child counts as one with children, until it is analyzed.
+  test('if a table with children is emptied and filled again while the refresh waits for it', async () => {
+    // A table that once had a child counts as one with children until it is analyzed.
     await owner`create table archive () inherits (fct_membership_purchases)`;
     await owner`drop table archive`;
     let night: Promise<Result> | undefined;
@@ -256,7 +256,7 @@ describe('the input counts as changed', () => {
       `insert into fct_credit_pack_purchases (user_id, credit_pack_id) values ('5', 'ghost')`,
       `delete from fct_credit_pack_purchases where credit_pack_id = 'ghost'`,
     ],
-  ])('if %s was there for the REFRESH alone', async (_, insert, remove) => {
+  ])('if %s existed only during the REFRESH', async (_, insert, remove) => {
     await buy(owner, 3);
     const { db, close } = await openDatabase(urlAs('owner'));
     const { views } = await refreshViews(hooked(db, 'refresh', () => owner.unsafe(insert)));
@@ -272,7 +272,7 @@ describe('the input counts as changed', () => {
     expect(await modes()).toEqual(['unchanged', 'unchanged']);
   });
 
-  test('if a purchase was deleted before, and was there again for the REFRESH alone', async () => {
+  test('if a deleted purchase existed again only during the REFRESH', async () => {
     await buy(owner, 3, 7);
     expect(await modes()).toEqual(['concurrently', 'concurrently']);
     await owner`delete from fct_membership_purchases where user_membership_id = '7'`;
@@ -287,14 +287,14 @@ describe('the input counts as changed', () => {
     expect(await statusesOf(3)).toEqual(lead);
   });
 
-  test('if its table has children, whose rows Postgres counts with it', async () => {
+  test('if a table has children, because Postgres counts their rows with it', async () => {
     await owner`create table newcomers () inherits (dim_user)`;
     expect(await modes()).toEqual(['concurrently', 'unchanged']);
     expect(await modes()).toEqual(['concurrently', 'unchanged']);
   });
 });
 
-test('the rows of a view that was replaced are counted, not copied from the history', async () => {
+test('the rows of a replaced view are counted, not copied from the history', async () => {
   await owner`drop materialized view fct_lead_conversions`;
   await owner`
     create materialized view fct_lead_conversions as
@@ -309,7 +309,7 @@ test('the rows of a view that was replaced are counted, not copied from the hist
   ]);
 });
 
-describe('a table or view that was swapped by renaming it stops the refresh', () => {
+describe('a refresh stops if a table or view was swapped by renaming it:', () => {
   test.each([
     ['table', 'dim_user', 'fct_client_conversion_events'],
     ['table', 'fct_membership_purchases', 'fct_client_conversion_events'],
@@ -339,8 +339,8 @@ describe('a table or view that was swapped by renaming it stops the refresh', ()
   });
 });
 
-describe('a table or column that goes by another name stops the refresh:', () => {
-  test('a table that was swapped by its schema', async () => {
+describe('a refresh stops if a view reads a moved or renamed object:', () => {
+  test('a table that was swapped by moving it to another schema', async () => {
     await owner`create schema archive`;
     await owner`alter table dim_user set schema archive`;
     await owner`create table dim_user (like archive.dim_user including all)`;
@@ -363,7 +363,7 @@ describe('a table or column that goes by another name stops the refresh:', () =>
     });
   });
 
-  test('two columns that have each other’s name', async () => {
+  test('two columns that have exchanged their names', async () => {
     await owner.unsafe(`
       alter table fct_membership_purchases rename membership_purchased_at to other;
       alter table fct_membership_purchases rename created_at to membership_purchased_at;
@@ -374,8 +374,8 @@ describe('a table or column that goes by another name stops the refresh:', () =>
 
 describe('row-level security never filters a view', () => {
   test.each([
-    ['of the owner, whom it is forced upon', 'owner', 'force'],
-    ['of another owner', 'other', 'no force'],
+    ['on a table of the same owner, if it is forced', 'owner', 'force'],
+    ['on a table of another owner', 'other', 'no force'],
   ])('%s', async (_, tableOwner, force) => {
     await superuser.unsafe(`
       alter table dim_user owner to ${tableOwner};
@@ -399,7 +399,7 @@ describe('row-level security never filters a view', () => {
   });
 });
 
-test('a loss is allowed by the environment, too', async () => {
+test('the environment can allow a loss, too', async () => {
   await owner`truncate fct_membership_purchases`;
   expect(await refresh()).toMatchObject({
     code: 1,
@@ -412,7 +412,7 @@ test('a loss is allowed by the environment, too', async () => {
   expect(await statusesOf(1)).toEqual(lead);
 });
 
-test('the loss of all credit packs is one, although their buyers have memberships', async () => {
+test('losing all credit packs counts as a loss, even if their buyers have memberships', async () => {
   await owner`insert into fct_credit_pack_purchases (user_id, credit_pack_id) values (1, 1)`;
   expect(await refresh()).toMatchObject({ code: 0 });
   await owner`truncate fct_credit_pack_purchases`;
@@ -422,7 +422,7 @@ test('the loss of all credit packs is one, although their buyers have membership
   });
 });
 
-test('a zone whose clocks change a day earlier has the views recomputed', async () => {
+test('the views are recomputed if the clocks of a zone change a day earlier than before', async () => {
   const [setting] = await superuser`show data_directory`;
   const zones = join(dirname(setting?.data_directory), 'share/postgresql/timezone');
   await owner`update dim_branch set timezone_id = 'Asia/Gaza'`;
@@ -452,7 +452,7 @@ test('a zone whose clocks change a day earlier has the views recomputed', async 
   }
 });
 
-test('zones that the server has forgotten are named with their branches', async () => {
+test('time zones that the server no longer knows are named with their branches', async () => {
   await owner`
     insert into dim_branch (branch_id, timezone_id)
     select 'boston ' || number, 'US/Eastern' from generate_series(1, 7) as number`;
@@ -481,7 +481,7 @@ test('zones that the server has forgotten are named with their branches', async 
   }
 });
 
-describe('dead rows that a vacuum may not remove are a warning', () => {
+describe('a refresh warns of dead rows that its vacuum may not remove,', () => {
   const warning = (holder: string) =>
     expect.stringMatching(
       new RegExp(
@@ -489,7 +489,7 @@ describe('dead rows that a vacuum may not remove are a warning', () => {
       ),
     );
 
-  test('that names the session which holds them', async () => {
+  test('and names the session that holds them', async () => {
     await owner.begin('isolation level repeatable read', async (reader) => {
       const [session] = await reader`select pg_backend_pid() as pid from dim_user`;
       await buy(owner, 3);
@@ -502,7 +502,7 @@ describe('dead rows that a vacuum may not remove are a warning', () => {
     expect(await refresh()).toMatchObject({ code: 0, stderr: '' });
   });
 
-  test('that names the prepared transaction which holds them', async () => {
+  test('and names the prepared transaction that holds them', async () => {
     const preparing = await owner.reserve();
     await preparing`begin`;
     await preparing`select pg_current_xact_id()`;
@@ -521,7 +521,7 @@ describe('dead rows that a vacuum may not remove are a warning', () => {
 });
 
 describe('a vacuum that takes too long', () => {
-  /** The warnings of a refresh whose vacuum is slow enough to be met at work. */
+  /** The warnings of a refresh whose vacuum is slow enough to be interrupted. */
   async function vacuumSlowly(statementTimeout: string): Promise<string[]> {
     await owner`insert into dim_user (user_id) select number from generate_series(11, 5000) as number`;
     const { db, close } = await openDatabase(urlAs('owner'));
@@ -551,7 +551,7 @@ describe('a vacuum that takes too long', () => {
     expect(await owner`select from fct_lead_conversions`).toHaveLength(5000 * filters);
   });
 
-  test('and is ended by that of the role, is told as such', async () => {
+  test('is ended by the statement timeout of the role, and the warning says so', async () => {
     await admin`alter role owner set statement_timeout = '1s'`;
     try {
       expect((await vacuumSlowly('1min'))[0]).toBe(
@@ -563,7 +563,7 @@ describe('a vacuum that takes too long', () => {
   });
 });
 
-test('a lock that was not to be had is tried again', async () => {
+test('a refresh that cannot get a lock tries again', async () => {
   await buy(owner, 3);
   let night: Promise<Result> | undefined;
   await owner.begin(async (locked) => {
@@ -582,7 +582,7 @@ test('a lock that was not to be had is tried again', async () => {
   expect(await statusesOf(3)).toEqual(client);
 });
 
-describe('what is missing is said as it is:', () => {
+describe('the error says what is missing:', () => {
   test('USAGE on the schema', async () => {
     await superuser`revoke usage on schema public from public`;
     expect(await run(urlAs('other'), 'npm run refresh')).toEqual({
@@ -593,7 +593,7 @@ describe('what is missing is said as it is:', () => {
     });
   });
 
-  test('a view that was dropped', async () => {
+  test('a dropped view', async () => {
     await owner`drop materialized view fct_lead_conversions`;
     expect(await refresh()).toMatchObject({
       code: 1,

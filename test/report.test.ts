@@ -21,7 +21,7 @@ const bounds = { statementTimeout: '1min', workMem: '4MB' };
 const read = (options: { branch?: string; since?: string } = {}) =>
   readFigures(database.db, { ...bounds, ...options });
 
-/** Weeks and months apart, and on either side of midnight and of the end of a month. */
+/** Weeks and months apart, and on either side of midnight and of the ends of months. */
 const months = [
   '2023-11-15T12:00:00Z',
   '2023-12-31T23:30:00Z',
@@ -33,7 +33,7 @@ const months = [
   '2024-03-03T12:00:00Z',
 ];
 
-/** Months that can be compared: there is one before, and one after them. */
+/** In months that can be compared, because there are months before and after them. */
 const few = [
   ...['2023-11-15T12:00:00Z', '2023-12-12T12:00:00Z', '2024-01-01T00:30:00Z'],
   ...['2024-01-14T12:00:00Z', '2024-02-02T12:00:00Z', '2024-02-12T03:00:00Z'],
@@ -56,7 +56,7 @@ const input = fc.oneof(
 /** A row of the second view, as the model computes it. */
 type Row = NonNullable<ReturnType<typeof leadConversions>[number]>;
 
-/** Rows by what they have in common, as the text of its JSON. */
+/** Groups of rows with the same key, which is compared as JSON. */
 function groupsOf(rows: Row[], keyOf: (row: Row) => unknown[]): [key: unknown[], rows: Row[]][] {
   const groups = new Map<string, Row[]>();
   for (const row of rows) {
@@ -73,7 +73,7 @@ const filterOf = (row: Row) => row.client_conversion_event_filter;
 const isClient = (row: Row) => row.lead_status === 'CLIENT';
 const typeOf = (row: Row) => row.client_conversion_event_type;
 
-/** A time from before 1970, or from its first day, is taken for a mistake. */
+/** A time before 1970, or on its first day, is treated as a mistake. */
 const isTrue = (time: string | null): time is string => time !== null && time >= '1970-01-02';
 
 const daysOf = ({
@@ -84,20 +84,20 @@ const daysOf = ({
     ? (Date.parse(to.slice(0, 10)) - Date.parse(from.slice(0, 10))) / dayMs
     : null;
 
-/** The least of some days that a share of them does not exceed. */
+/** The smallest of these numbers of days that at least this share of them does not exceed. */
 function percentile(share: number, days: number[]): number | null {
   const sorted = days.toSorted((one, other) => one - other);
   return sorted.find((_, index) => (index + 1) / sorted.length >= share) ?? null;
 }
 
-/** The times of joining and of conversions that can be true, in order. */
+/** The times of joining and of conversions that are not mistakes, in order. */
 const timesOf = (rows: Row[]): string[] =>
   rows
     .flatMap((row) => [row.local_user_created_at, row.client_conversion_event_local_created_at])
     .filter(isTrue)
     .sort();
 
-/** What the report says of some rows, computed plainly. */
+/** The figures of the report for these rows, computed in plain TypeScript. */
 function figuresOf(rows: Row[]) {
   const clients = rows.filter(isClient);
   const fromJoining = rows.filter((row) => (daysOf(row) ?? -1) >= 0);
@@ -146,11 +146,11 @@ function figuresOf(rows: Row[]) {
   };
 }
 
-/** In an order of their own, since the order of equals is not fixed. */
+/** Rows as sorted JSON, because the report does not fix the order of equal rows. */
 const sorted = (rows: unknown[]) =>
   rows.map((row) => JSON.stringify(row, Object.keys(row as object).sort())).sort();
 
-test('every figure is what a plain recomputation makes of any input', async () => {
+test('every figure equals a plain recomputation, for any input', async () => {
   const since = fc.option(
     fc.constantFrom('1900-01', ...Array(5).fill('2024-01'), '2024-02', '2025-03'),
     {
@@ -228,7 +228,7 @@ test('every figure is what a plain recomputation makes of any input', async () =
         ),
       ];
       expect(figures.feeds).toEqual(feeds);
-      // Unless the refresh is of that time, it is long ago, so that nothing has come for long.
+      // Unless refreshedAt has set it, the refresh is long after the data, which count as stopped.
       const refreshed = Temporal.Instant.from(figures.refreshedAt ?? '')
         .toZonedDateTimeISO('UTC')
         .toPlainDate();
@@ -302,7 +302,7 @@ test('every figure is what a plain recomputation makes of any input', async () =
   );
 });
 
-/** Users of one branch, on UTC, each with a day of joining and perhaps a first membership. */
+/** Stores users of one branch on UTC, each with a day of joining and perhaps a membership. */
 async function storeUsers(
   users: { joined: string | null; bought?: string | null; name?: string; source?: string }[],
 ): Promise<void> {
@@ -328,7 +328,7 @@ async function storeUsers(
 
 const rows = ({ headlines }: Figures) => headlines.find(({ filter }) => filter === 'ALL');
 
-test('names the ten sources and products with the most clients, and puts the rest together', async () => {
+test('lists the ten sources and products with the most clients, and sums up the rest', async () => {
   const names = Array.from({ length: 12 }, (_, index) => `name ${String(index).padStart(2, '0')}`);
   await storeUsers(
     ['name 11', ...names].map((name) => ({
@@ -347,14 +347,14 @@ test('names the ten sources and products with the most clients, and puts the res
   }
 });
 
-/** Has the latest refresh begin at an instant. */
+/** Makes the latest refresh begin at this instant. */
 const refreshedAt = (instant: string) =>
   database.db.execute(sql`update view_refreshes set started_at = ${instant}::timestamptz`);
 
-test('compares whole months with as many before, as they were at that time', async () => {
+test('compares whole months with as many months before them, as those were at the same age', async () => {
   const users = [
     { joined: '2025-10-01' },
-    { joined: '2025-11-30', bought: '2026-01-02' }, // after 31 December, two months before the end
+    { joined: '2025-11-30', bought: '2026-01-02' }, // after 31 December, so a lead until then
     { joined: '2025-12-01' },
     { joined: '2025-12-31', bought: '2025-12-31' },
     { joined: '2026-01-01', bought: '2026-02-28' },
@@ -376,15 +376,15 @@ test('compares whole months with as many before, as they were at that time', asy
   expect(all(january.comparison?.headlinesBefore)).toMatchObject({
     ...{ users: 3, clients: 1, leads: 2 },
   });
-  expect((await read({ since: '2025-12' })).comparison).toBeNull(); // three months, of which two are there
-  expect((await read({ since: '2026-03' })).comparison).toBeNull(); // none is over
+  expect((await read({ since: '2025-12' })).comparison).toBeNull(); // September has no users
+  expect((await read({ since: '2026-03' })).comparison).toBeNull(); // no month is over
   expect((await read()).comparison).toBeNull();
   await storeUsers(users.filter(({ joined }) => joined !== '2025-10-01'));
   await refreshedAt('2026-03-01T11:00:00Z');
   expect((await read({ since: '2026-01' })).comparison).toBeNull(); // the data begin in November
   await storeUsers([...users, ...Array.from({ length: 30 }, () => ({ joined: '2025-12-02' }))]);
   await refreshedAt('2026-03-01T11:00:00Z');
-  expect((await read({ since: '2026-01' })).comparison).toBeNull(); // but for one stray user
+  expect((await read({ since: '2026-01' })).comparison).toBeNull(); // except for one stray user
 });
 
 /** The days of September 2026. */
@@ -394,33 +394,36 @@ const september = Array.from(
 );
 
 test.each([
-  // Every day until the 13th: that it ends then is no chance.
+  // Purchases on every day until the 13th: it is no coincidence that they end then.
   { bought: september.slice(0, 13), judged: '2026-09-12', warns: true },
-  // A week before the refresh, and as late as always.
+  // They end a week before the refresh, which is just long enough.
   { bought: september.slice(0, 24), judged: '2026-09-23', warns: true },
   { bought: september.slice(0, 25), judged: '2026-09-29', warns: false },
   { bought: ['2026-09-03', '2026-09-08', '2026-09-13'], judged: '2026-09-29', warns: false },
-])('judges no day since purchases stopped: $judged', async ({ bought, judged, warns }) => {
-  await storeUsers(
-    september.map((day) => ({ joined: day, ...(bought.includes(day) && { bought: day }) })),
-  );
-  await refreshedAt('2026-10-01T03:15:00Z');
-  const figures = await read();
-  const filters = ['ALL', 'MEMBERSHIP', 'USER_CREDIT'] as const;
-  expect(filters.map((filter) => judgedUntil(filter, figures))).toEqual([
-    ...[judged, judged, '2026-09-29'],
-  ]);
-  const latest = `${Number(bought.at(-1)?.slice(-2))} September 2026`;
-  expect(warningsOf({ ...figures, hoursOld: 0 })).toEqual(
-    warns
-      ? [
-          `The latest first membership dates from ${latest}, ${31 - Number(bought.at(-1)?.slice(-2))} days before the refresh. Check that memberships are still being loaded.`,
-        ]
-      : [],
-  );
-});
+])(
+  'judges only the days before purchases stopped, here until $judged',
+  async ({ bought, judged, warns }) => {
+    await storeUsers(
+      september.map((day) => ({ joined: day, ...(bought.includes(day) && { bought: day }) })),
+    );
+    await refreshedAt('2026-10-01T03:15:00Z');
+    const figures = await read();
+    const filters = ['ALL', 'MEMBERSHIP', 'USER_CREDIT'] as const;
+    expect(filters.map((filter) => judgedUntil(filter, figures))).toEqual([
+      ...[judged, judged, '2026-09-29'],
+    ]);
+    const latest = `${Number(bought.at(-1)?.slice(-2))} September 2026`;
+    expect(warningsOf({ ...figures, hoursOld: 0 })).toEqual(
+      warns
+        ? [
+            `The latest first membership dates from ${latest}, ${31 - Number(bought.at(-1)?.slice(-2))} days before the refresh. Check that memberships are still being loaded.`,
+          ]
+        : [],
+    );
+  },
+);
 
-test('knows that the data of one branch have stopped', async () => {
+test('notices that the data of one branch have stopped', async () => {
   await store(database, {
     branches: ['open', 'shut', 'small'].map((branch_id) => ({ branch_id, timezone_id: null })),
     users: september.flatMap((created_at, index) => [
@@ -464,7 +467,7 @@ test('knows that the data of one branch have stopped', async () => {
   ]);
 });
 
-test('counts dates after the refresh, and leaves them out of the times', async () => {
+test('counts users with dates after the refresh, but leaves out their times', async () => {
   await storeUsers([
     { joined: '2026-01-01', bought: '9999-12-31' },
     { joined: '9999-01-01', bought: '2026-01-31' },
@@ -484,7 +487,7 @@ test('counts dates after the refresh, and leaves them out of the times', async (
   );
 });
 
-test('a month is over once it is over on the clock of each branch', async () => {
+test('a day is complete only once it is over on the clock of every branch', async () => {
   await store(database, {
     branches: [
       { branch_id: 'apia', timezone_id: 'Pacific/Apia' },
@@ -503,7 +506,7 @@ test('a month is over once it is over on the clock of each branch', async () => 
   });
 });
 
-test('warns of what makes the figures doubtful', async () => {
+test('warns of old figures, of data that have stopped, and of a lack of users', async () => {
   const today = new Date().toISOString();
   await storeUsers([{ joined: today }]);
   const refresh = (started: string) =>
@@ -539,7 +542,7 @@ test('warns of what makes the figures doubtful', async () => {
   expect(warningsOf(await read())).toEqual(['There are no users to report on.']);
 });
 
-test('refuses a month that is after the refresh', async () => {
+test('refuses a month after the refresh', async () => {
   await storeUsers([{ joined: '2026-01-01' }]);
   await expect(read({ since: '2062-01' })).rejects.toThrow(
     /^--since 2062-01 is after the latest refresh, which was in \d{4}-\d\d\.$/,
@@ -555,7 +558,7 @@ test.each(['2026', '2026-13', '2026-1', '0000-01', '2026-01-01', "'"])(
   },
 );
 
-test('refuses a branch that is not there, whatever it is called', async () => {
+test('refuses a branch that does not exist, whatever its name', async () => {
   const branch = `b' or '1' = '1`;
   await expect(read({ branch })).rejects.toThrow(
     `There is no branch ${JSON.stringify(branch)} in dim_branch. Use the branch_id of a branch.`,
@@ -568,21 +571,21 @@ test('refuses a view that is not populated', async () => {
   await expect(read()).rejects.toThrow('fct_lead_conversions is not populated. Refresh it first.');
 });
 
-test('writes 0% and 100% of none and of all alone', () => {
+test('writes 0% only for none, and 100% only for all', () => {
   expect([percent(0, 3000), percent(1, 3000), percent(1, 1000), percent(2999, 3000)]).toEqual([
     ...['0%', 'under 0.1%', '0.1%', 'over 99.9%'],
   ]);
   expect([percent(7, 7), percent(0, 0), percent(1, 3)]).toEqual(['100%', '–', '33.3%']);
 });
 
-test('writes a difference that is that of the shares beside it', () => {
+test('writes the difference between the rounded shares that are shown beside it', () => {
   expect(percent(361, 1000)).toBe(percent(3614, 10_000));
   expect(percent(2, 5)).toBe('40.0%');
   expect(points([3614, 10_000], [361, 1000])).toBe('0.0');
   expect([points([1, 2], [1, 3]), points([1, 3], [1, 2])]).toEqual(['+16.7', '−16.7']);
 });
 
-test('writes a name on one line, by its characters, and without what turns the text around it', () => {
+test('writes a name on one line, cuts it only between whole characters, and drops marks of text direction', () => {
   const family = '👨‍👩‍👧‍👦';
   expect(shorten(family.repeat(30), 4)).toBe(`${family.repeat(3)}…`);
   expect(shorten(' a\n\u2028b\t\u202ec\u0007 ', 9)).toBe('a b c');

@@ -42,13 +42,13 @@ const fill = async () => {
   await run(database.url, 'npm run refresh');
 };
 
-/** What the report warns of, as the sample is of the year 2024. */
+/** A warning of each report, because the sample is from 2024. */
 const ofOldData =
   /^The latest user or conversion dates from 2 May 2024, [\d,]+ days before the refresh\. Check that data are still being loaded\.$/;
 
 const report = (...args: string[]) => run(database.url, 'npm run report', ['--out', out, ...args]);
 
-/** The URL of the database, as a role that this creates. */
+/** The URL of the database for a role, which this creates. */
 async function urlAs(role: string, ...grants: string[]): Promise<string> {
   await session.unsafe(`drop role if exists ${role}; create role ${role} login`);
   for (const grant of grants) {
@@ -59,7 +59,7 @@ async function urlAs(role: string, ...grants: string[]): Promise<string> {
   return url.href;
 }
 
-test('a member of lead_conversions_reader writes the report, and nobody else does', async () => {
+test('a member of lead_conversions_reader can write the report, and a role without grants cannot', async () => {
   await fill();
   const [reader, stranger] = [`report_reader_${process.pid}`, `report_stranger_${process.pid}`];
   try {
@@ -81,7 +81,7 @@ test('a member of lead_conversions_reader writes the report, and nobody else doe
   }
 });
 
-test('tells a program what it has written, and warns of old figures and old data', async () => {
+test('prints what it has written as JSON, and warns of old figures and old data', async () => {
   await fill();
   await session`update view_refreshes set started_at = now() - interval '3 days'`;
   const warning =
@@ -106,7 +106,7 @@ test('tells a program what it has written, and warns of old figures and old data
   }
 });
 
-test('replaces the file that is there whole, with its permissions, also behind a link', async () => {
+test('replaces an existing file as a whole and keeps its permissions, even behind a link', async () => {
   await fill();
   const target = join(folder, 'target.html');
   await writeFile(target, 'old</html>\n');
@@ -155,7 +155,7 @@ test.each([
   expect(await readdir(folder)).toEqual(['report.html']);
 });
 
-test('takes a name as long as the system does, and refuses a link that leads nowhere', async () => {
+test('accepts a file name as long as the system allows, and refuses a link to a missing file', async () => {
   await fill();
   const long = join(folder, `${'n'.repeat(250)}.html`);
   expect(await run(database.url, 'npm run report', ['--out', long])).toMatchObject({ code: 0 });
@@ -168,7 +168,7 @@ test('takes a name as long as the system does, and refuses a link that leads now
   });
 });
 
-test('says what was too slow', async () => {
+test('says what was too slow for the statement timeout', async () => {
   await fill();
   await session.begin(async (holder) => {
     await holder`lock table dim_branch in access exclusive mode`;
@@ -181,7 +181,7 @@ test('says what was too slow', async () => {
   });
 });
 
-test('says what is missing without --out, and where npm has taken it for its own', async () => {
+test('refuses to run without --out, and says so if npm has taken that option', async () => {
   expect(await run(database.url, 'npm run report')).toEqual({
     ...{ code: 1, stdout: '' },
     stderr: '--out is missing. Name the HTML file to write, such as --out report.html.\n',
@@ -196,7 +196,7 @@ test('says what is missing without --out, and where npm has taken it for its own
 });
 
 test.skipIf(process.getuid?.() !== 0)(
-  'names the file that it cannot write, and leaves nothing',
+  'names the file that it cannot write, and leaves nothing behind',
   async () => {
     const small = join(folder, 'small');
     await mkdir(small);
@@ -225,7 +225,7 @@ test('is cancelled by SIGTERM while it waits, and writes no file', async () => {
   expect(await readdir(folder)).toEqual([]);
 });
 
-test('refuses to leave out branches that a policy hides', async () => {
+test('refuses to run if a policy hides branches', async () => {
   const reader = `report_reader_${process.pid}`;
   try {
     const url = await urlAs(reader, 'lead_conversions_reader');
@@ -242,7 +242,7 @@ test('refuses to leave out branches that a policy hides', async () => {
   }
 });
 
-test('refuses a view that does not have the filters of this version', async () => {
+test('refuses a view without all filters of this version', async () => {
   await fill();
   await session.unsafe(`
     create table others as
@@ -258,7 +258,7 @@ test('refuses a view that does not have the filters of this version', async () =
   });
 });
 
-test('reads all figures at one moment, whatever is refreshed meanwhile', async () => {
+test('reads all figures as of one moment, even if a refresh runs meanwhile', async () => {
   await fill();
   const { db, close } = await openDatabase(database.url);
   const environment = { ...process.env, DATABASE_URL: database.url };

@@ -24,7 +24,7 @@ import { useDatabase } from './support/database.ts';
 
 const database = useDatabase();
 
-/** The Chromium that CHROMIUM names, or else that of Debian or Google. */
+/** The Chromium that CHROMIUM names, otherwise Debian's Chromium or Google Chrome. */
 const executablePath = (
   process.env.CHROMIUM === undefined
     ? ['/usr/bin/chromium', '/usr/bin/google-chrome']
@@ -41,18 +41,18 @@ if (!executablePath) {
   );
 }
 
-/** What a gym looks like, and the options of its report. */
+/** The data of a gym, and the options of its report. */
 interface Case {
   fill: () => Promise<void>;
   options?: { branch?: string; since?: string };
-  /** When the refresh is to have begun, an instant. Now, if undefined. */
+  /** The instant at which the refresh began. The real one, if undefined. */
   refreshedAt?: string;
   title?: string;
 }
 
 const day = (text: string | null) => (text === null ? null : new Date(`${text}T12:00:00Z`));
 
-/** Users of one branch, each with a day of joining and perhaps a first membership or credit pack. */
+/** Adds a branch with users, each with a day of joining and perhaps a membership or credit pack. */
 const fillWith = async (
   users: { joined: string | null; bought?: string | null; pack?: string; name?: string }[],
   branch: Partial<typeof dimBranch.$inferInsert> = {},
@@ -195,9 +195,10 @@ const cases: Record<string, Case> = {
 };
 
 /**
- * Two branches from January to June 2026, with 8 and 6 new users on the 10th of each month. At
- * Harbour, 4 of them (3 in February) buy a membership three days later, and one in April has
- * had hers for long. At Mill, one buys credits after 40 days.
+ * Two branches. On the 10th of each month from January to May 2026, 8 users join Harbour and 6 join
+ * Mill. At Harbour, 4 of them (3 in February) buy a membership three days later, but one who joined
+ * in April had bought hers in 2025. At Mill, one user of each month until April buys credits after
+ * 40 days. One more user joins Harbour on 1 June.
  */
 const fillSmallGym = async () => {
   const { db } = database;
@@ -239,13 +240,13 @@ const fillSmallGym = async () => {
     .values({ userId: 'new', branchId: 'h', createdAt: new Date('2026-06-01T01:00:00Z') });
 };
 
-describe.skipIf(!executablePath)('the page of', () => {
+describe.skipIf(!executablePath)('the page of the report', () => {
   let browser: Browser;
   let server: Server;
   let url: string;
   let html: string;
   let figures: Figures;
-  /** The paths that anybody has asked the server for. */
+  /** The paths that were requested from the server. */
   let asked: string[];
 
   beforeAll(async () => {
@@ -284,7 +285,7 @@ describe.skipIf(!executablePath)('the page of', () => {
     html = await pageOf(figures, title);
   };
 
-  /** Opens the page, with what a browser says of it while work is done. */
+  /** Opens the page for some work. Fails if the browser logs anything or requests another URL. */
   const inPage = async (
     options: Parameters<Browser['newPage']>[0],
     work: (page: Page) => Promise<void>,
@@ -303,32 +304,36 @@ describe.skipIf(!executablePath)('the page of', () => {
     expect(said).toEqual([]);
   };
 
-  test.each(Object.keys(cases))('%s fits, and is complete', { timeout: 120_000 }, async (name) => {
-    await make(cases[name] as Case);
-    await inPage({}, async (page) => {
-      expect(
-        await page.locator('script, img, iframe, link, a, [src], [href], [style]').count(),
-      ).toBe(0);
-      for (const width of [360, 768, 1280]) {
-        await page.setViewportSize({ width, height: 800 });
-        for (const filter of conversionEventFilters) {
-          await page.check(`#filter-${filter}`);
-          expect(await page.evaluate(whatDoesNotFit), `${filter} at ${width} pixels`).toEqual([]);
+  test.each(Object.keys(cases))(
+    '%s: it fits windows of three widths, shows every figure, and loads nothing else',
+    { timeout: 120_000 },
+    async (name) => {
+      await make(cases[name] as Case);
+      await inPage({}, async (page) => {
+        expect(
+          await page.locator('script, img, iframe, link, a, [src], [href], [style]').count(),
+        ).toBe(0);
+        for (const width of [360, 768, 1280]) {
+          await page.setViewportSize({ width, height: 800 });
+          for (const filter of conversionEventFilters) {
+            await page.check(`#filter-${filter}`);
+            expect(await page.evaluate(whatDoesNotFit), `${filter} at ${width} pixels`).toEqual([]);
+          }
         }
-      }
-      for (const filter of conversionEventFilters) {
-        await expectComplete(page, figures, filter);
-        await expectDrawn(page, filter);
-      }
-    });
-    expect(new Set(asked)).toEqual(new Set(['/report.html']));
-  });
+        for (const filter of conversionEventFilters) {
+          await expectComplete(page, figures, filter);
+          await expectDrawn(page, filter);
+        }
+      });
+      expect(new Set(asked)).toEqual(new Set(['/report.html']));
+    },
+  );
 
   test.each([
     ...(['light', 'dark'] as const).map((scheme) => ['a gym', scheme] as const),
     ...['nobody', 'strange names'].map((name) => [name, 'light'] as const),
   ])(
-    '%s has nothing that keeps people out, in %s',
+    '%s: axe finds no serious or critical accessibility problem in %s mode',
     { timeout: 120_000 },
     async (name, colorScheme) => {
       await make(cases[name] as Case);
@@ -355,7 +360,7 @@ describe.skipIf(!executablePath)('the page of', () => {
     return visible;
   };
 
-  test('a gym switches its panels by mouse and by keyboard, without a script', async () => {
+  test('a gym: mouse and keyboard switch between the panels, without a script', async () => {
     await make(cases['a gym'] as Case);
     await inPage({ javaScriptEnabled: false }, async (page) => {
       const [all, memberships, creditPacks] = [
@@ -378,7 +383,7 @@ describe.skipIf(!executablePath)('the page of', () => {
   });
 
   test.each(['a gym since January', 'a branch', '2,000 branches'])(
-    '%s prints the panel that is chosen on light paper, with all that is open',
+    '%s: only the chosen panel is printed, on white, and fits even with all tables open',
     { timeout: 120_000 },
     async (name) => {
       await make(cases[name] as Case);
@@ -409,7 +414,7 @@ describe.skipIf(!executablePath)('the page of', () => {
     ['2026-05-10', ['no', 'no', 'yes', 'yes', 'yes']],
     ['2026-05-11', ['no', 'no', 'no', 'yes', 'yes']],
   ])(
-    'a gym until %s marks the months of which not everybody has had 40 days',
+    'a gym until %s: the months are marked in which some users have had less than 40 days',
     async (last, marks) => {
       await make({
         fill: () =>
@@ -428,7 +433,7 @@ describe.skipIf(!executablePath)('the page of', () => {
     },
   );
 
-  /** What a panel says: its tiles, and the rows of its tables by caption. */
+  /** The text of a panel: its tiles, and the rows of its tables by caption. */
   const textOf = async (page: Page, filter: string) => {
     await page.check(`#filter-${filter}`);
     const panel = page.locator(`section.${filter}`);
@@ -448,7 +453,7 @@ describe.skipIf(!executablePath)('the page of', () => {
     };
   };
 
-  test('a small gym since April is what has been counted by hand', async () => {
+  test('a small gym since April: the page shows the figures that were counted manually', async () => {
     await make({
       ...{ fill: fillSmallGym, options: { since: '2026-04' }, title: 'A small gym' },
       refreshedAt: '2026-06-01T03:15:00Z',
@@ -515,7 +520,7 @@ describe.skipIf(!executablePath)('the page of', () => {
     });
   });
 
-  test('a small gym of all months is what has been counted by hand', async () => {
+  test('a small gym of all months: the page shows the figures that were counted manually', async () => {
     await make({ fill: fillSmallGym, refreshedAt: '2026-06-01T03:15:00Z' });
     await inPage({}, async (page) => {
       const { tiles, tables } = await textOf(page, 'ALL');
@@ -549,7 +554,7 @@ describe.skipIf(!executablePath)('the page of', () => {
     });
   });
 
-  test('a gym names no user, and says what it cannot compute', async () => {
+  test('a gym: the page names no user, and says what it cannot compute', async () => {
     await make(cases['a gym'] as Case);
     expect(html).not.toMatch(/user-\d{3}|member ?\d|@example/i);
     expect(html).toContain('a conversion rate per source cannot be computed');
@@ -557,7 +562,7 @@ describe.skipIf(!executablePath)('the page of', () => {
   });
 });
 
-/** What the page says of a filter is what was read. */
+/** Expects the page to show the figures that were read, under one filter. */
 async function expectComplete(
   page: Page,
   figures: Figures,
@@ -608,7 +613,7 @@ async function expectComplete(
         ]
       : [],
   );
-  /** The sum of a column in the table of this caption; null without the table. */
+  /** The sum of a column in the table with this caption, or null if there is no such table. */
   const sumOf = (caption: string, column: string) =>
     panel.locator('table').evaluateAll(
       (tables, [caption, column]) => {
@@ -645,7 +650,7 @@ async function expectComplete(
   expect(ofTypes.reduce((sum: number, number) => sum + (number || 0), 0)).toBe(fromJoining);
 }
 
-/** The columns of each table, whatever is sold. Those of kinds of purchase come between them. */
+/** All columns that each table may have, in their order. */
 const columnsOf: Record<string, string[]> = {
   'Users and clients by month of joining': [
     ...['Month of joining', 'Users', 'Leads', 'Clients', 'Conversion rate', 'Too early to judge'],
@@ -679,7 +684,7 @@ const axesOf: Record<string, string[]> = {
   products: ['Clients'],
 };
 
-/** Each chart shows what is in the table beside it, by its own axes. */
+/** Expects each table to have its columns, and each chart to draw the numbers of its table. */
 async function expectDrawn(page: Page, filter: (typeof conversionEventFilters)[number]) {
   await page.check(`#filter-${filter}`);
   const cards = await page.evaluate(readCards, filter);
@@ -785,7 +790,9 @@ async function expectDrawn(page: Page, filter: (typeof conversionEventFilters)[n
   }
 }
 
-/** In the page: the table and the chart of each card under a filter, in the units of the chart. */
+/**
+ * Runs in the page: reads the table and chart of each card under a filter, in units of the chart.
+ */
 function readCards(filter: string) {
   return [...document.querySelectorAll(`section.${filter} .card`)].map((card) => {
     const table = card.querySelector('table');
@@ -801,7 +808,7 @@ function readCards(filter: string) {
     const name = card.getAttribute('aria-labelledby')?.replace(`${filter}-`, '') ?? '';
     const positions = (element: Element) =>
       [...(element.getAttribute('transform') ?? '').matchAll(/-?[\d.]+/g)].map(Number);
-    /** How much one unit of the axis that numbers the bars is worth. */
+    /** The value of one unit along the axis that measures the bars. */
     const scaleOf = () => {
       const isVertical = ['months', 'speeds'].includes(name);
       const labels = [...(chart?.querySelectorAll('.role-axis-label text') ?? [])]
@@ -837,7 +844,7 @@ function readCards(filter: string) {
   });
 }
 
-/** In the page: what is wider than the window or its place, and what lies on something else. */
+/** Runs in the page: lists what is too wide, overlaps, is cut off or too small, or has no name. */
 function whatDoesNotFit(): string[] {
   const found: string[] = [];
   const isShown = (element: Element) => element.checkVisibility();

@@ -8,7 +8,7 @@ import { type Result, run } from './support/commands.ts';
 import { addNotes, addUserInitial, scratchTree } from './support/scratch_tree.ts';
 import { filters, sessionsThatWait } from './support/sessions.ts';
 
-/** A server of its own, because roles belong to a whole server. */
+/** A separate server, because roles belong to a whole server. */
 let server: PostgresServer;
 let admin: postgres.Sql;
 beforeAll(async () => {
@@ -20,7 +20,7 @@ afterAll(async () => {
   await server.remove();
 });
 
-/** The URL of the database, as one of its roles. */
+/** The URL of the database for one of its roles. */
 function urlAs(role: string): string {
   const url = new URL(server.url('gym'));
   url.username = role;
@@ -38,7 +38,7 @@ afterEach(async () => {
 });
 
 describe('the migrations', () => {
-  test('make the role for readers, if the owner may create roles', async () => {
+  test('create the role for readers if the owner may create roles', async () => {
     await admin`alter role owner createrole`;
     expect(await run(urlAs('owner'), 'drizzle-kit migrate')).toMatchObject({ code: 0 });
     expect(
@@ -55,7 +55,7 @@ describe('the migrations', () => {
     ]);
   });
 
-  test('say what to do if the role is not there and the owner may not create roles', async () => {
+  test('say what to do if that role is missing and the owner may not create roles', async () => {
     const { code, stdout, stderr } = await run(urlAs('owner'), 'drizzle-kit migrate');
     expect(code).toBe(1);
     expect(stdout + stderr).toContain(
@@ -82,7 +82,7 @@ describe('the migrations', () => {
     await gym.end();
   });
 
-  test('take a role that another database makes at the same moment', async () => {
+  test('accept a role that another database creates at the same moment', async () => {
     await admin`alter role owner createrole`;
     let migrate: Promise<Result> | undefined;
     const gym = postgres(server.url('gym'), { max: 1 });
@@ -97,7 +97,7 @@ describe('the migrations', () => {
 });
 
 describe('whatever the default privileges of the database,', () => {
-  /** Who but the owner has which rights on what we have made, by whatever way. */
+  /** The rights of all roles but the owner on what the migrations have created, however given. */
   const rights = () => gym<{ right: string }[]>`
     select format('%s %s %s', coalesce(rolname, 'PUBLIC'), privilege_type, what) as right
     from (
@@ -144,12 +144,12 @@ describe('whatever the default privileges of the database,', () => {
     await admin`drop role analyst`;
   });
 
-  test('what a migration makes has the declared rights and no others', async () => {
+  test('a migration gives the declared rights on what it creates, and no others', async () => {
     expect(await run(urlAs('owner'), 'drizzle-kit migrate')).toMatchObject({ code: 0 });
     expect([...(await rights())]).toEqual(declared);
   });
 
-  test('so has what a later migration makes, which leaves what was granted since alone', async () => {
+  test('a later migration does so, too, and leaves rights alone that were granted in between', async () => {
     await run(urlAs('owner'), 'drizzle-kit migrate');
     await gym`grant select on dim_user to analyst`;
     await gym`grant select (email) on dim_branch to analyst`;
@@ -214,7 +214,7 @@ describe('a member of lead_conversions_reader', () => {
     expect(await member`select view from view_refreshes`).toHaveLength(2);
   });
 
-  test('reads what names a branch, but not its e-mail address', async () => {
+  test('reads the columns that describe a branch, but not its e-mail address', async () => {
     expect(
       await member`select branch_id, name, city, country, timezone_id from dim_branch`,
     ).toHaveLength(3);
@@ -222,14 +222,14 @@ describe('a member of lead_conversions_reader', () => {
     await refused('select created_at from dim_branch');
   });
 
-  test('is refused on every input table, and the history of their loads', async () => {
+  test('may not read all columns of any input table or of the history of loads', async () => {
     expect(tables).toHaveLength(5);
     for (const table of tables) {
       await refused(`select * from ${table}`);
     }
   });
 
-  test('is refused every write, and REFRESH', async () => {
+  test('may neither write nor run REFRESH', async () => {
     for (const table of [...tables, 'view_refreshes']) {
       await refused(`insert into ${table} default values`);
       await refused(`delete from ${table}`);
@@ -251,7 +251,7 @@ describe('a member of lead_conversions_reader', () => {
     });
   });
 
-  test('has no privilege on anything else', async () => {
+  test('has no privilege on any other table or view', async () => {
     const granted = await member`
       select relname, privilege
       from pg_class

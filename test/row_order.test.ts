@@ -13,7 +13,7 @@ const database = useDatabase();
 test.each([
   ['fct_client_conversion_events', fctClientConversionEvents, 10],
   ['fct_lead_conversions', fctLeadConversions, 10 * conversionEventFilters.length],
-])('the rows of %s reach it in the order of their bytes', async (_, view, count) => {
+])('the rows of %s are written in the order of their bytes', async (_, view, count) => {
   const { db } = database;
   const userIds = ['é', 'b10', 'B', 'a', 'b-1', 'Z', 'b_1', 'c', '10', '9'];
   await db.insert(dimUser).values(userIds.map((userId) => ({ userId })));

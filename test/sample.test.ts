@@ -11,9 +11,9 @@ beforeEach(async () => {
 });
 
 /**
- * Rows as a CSV file, to compare with one in test/sample/expected. Those were checked by
- * hand against the rules. Where a rule changes, `npm test -- -u` writes them anew: check
- * them again.
+ * Rows as a CSV file, to compare with one in test/sample/expected. Those files were checked
+ * manually against the rules. If a rule changes, `npm test -- -u` writes them anew: then check them
+ * again.
  */
 function csvOf(rows: unknown[]): string {
   const quoted = (value: unknown) => {
@@ -27,12 +27,12 @@ function csvOf(rows: unknown[]): string {
   return lines.map((cells) => `${cells.map(quoted).join(',')}\n`).join('');
 }
 
-test('fct_client_conversion_events of the sample is as expected', async () => {
+test('fct_client_conversion_events of the sample equals the manually checked file', async () => {
   const rows = await rowsOf(database, fctClientConversionEvents, 'user_id');
   await expect(csvOf(rows)).toMatchFileSnapshot('sample/expected/fct_client_conversion_events.csv');
 });
 
-test('fct_lead_conversions of the sample is as expected', async () => {
+test('fct_lead_conversions of the sample equals the manually checked file', async () => {
   const order = ['user_id', 'client_conversion_event_filter'];
   const rows = await rowsOf(database, fctLeadConversions, ...order);
   await expect(csvOf(rows)).toMatchFileSnapshot('sample/expected/fct_lead_conversions.csv');

@@ -19,7 +19,7 @@ export default defineConfig({
         test: {
           name: 'postgres',
           include: ['test/*.test.ts'],
-          // The first works on an embedded database of its own, the second with a browser on pages.
+          // The first works on an embedded database, the second on pages in a browser.
           exclude: ['test/generate.test.ts', 'test/report_page.test.ts'],
           globalSetup: 'test/support/postgres_setup.ts',
           testTimeout: 120_000,

@@ -26,13 +26,13 @@ export interface Result {
 
 const source = '--import tsx scripts/lead_conversions.ts';
 
-/** Whether a command is one of the package's own, which may be run compiled. */
+/** Whether a command is one of the package, which may run compiled. */
 export const isOfPackage = (command: keyof typeof commands) => commands[command].includes(source);
 
 /**
- * Starts a command as a deploy or the nightly job does: in a process of its own,
- * which knows the database by DATABASE_URL alone, and in a shell as npm does. The package's
- * own commands are those of the folder `compiled`, if there is one.
+ * Starts a command as a deploy or the nightly job does: in its own process, with only DATABASE_URL
+ * to name the database, and in a shell, as npm does. The commands of the package come from the
+ * folder `compiled`, if there is one.
  */
 export function start(
   url: string,
@@ -48,7 +48,7 @@ export function start(
       : commands[command].replace(source, `${compiled}/dist/scripts/lead_conversions.js`);
   const running = promisify(execFile)('sh', ['-c', `${line} "$@"`, 'sh', ...args], {
     cwd,
-    // Not run by the npm that runs these tests.
+    // The command must not seem to be run by the npm that runs these tests.
     env: { ...process.env, npm_lifecycle_event: undefined, ...env, DATABASE_URL: url },
   });
   const result = running.then(
@@ -58,6 +58,6 @@ export function start(
   return { process: running.child, result };
 }
 
-/** Runs a command to its end. */
+/** Runs a command until it ends. */
 export const run = (...command: Parameters<typeof start>): Promise<Result> =>
   start(...command).result;

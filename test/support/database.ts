@@ -18,8 +18,8 @@ import { fctClientConversionEvents, fctLeadConversions } from '../../views/index
 import { databaseUrl } from './postgres_setup.ts';
 
 /**
- * A migrated database for the tests of one file, its input tables and views empty
- * before each test: an embedded one in memory, or one on the real server.
+ * A migrated database for the tests of one file: an embedded one in memory, or one on the real
+ * server. Its input tables and views are empty before each test.
  */
 export function useDatabase(): Database {
   const database = {} as Database;
@@ -44,7 +44,8 @@ export function useDatabase(): Database {
     await database.db.execute(
       sql`truncate ${dimBranch}, ${dimUser}, ${fctCreditPackPurchases}, ${fctMembershipPurchases}`,
     );
-    // Otherwise the first refresh would refuse to take away all that the test before has left.
+    // Otherwise the first refresh would refuse to remove everything that the previous test has
+    // left.
     await database.db.refreshMaterializedView(fctClientConversionEvents);
     await database.db.refreshMaterializedView(fctLeadConversions);
   });
@@ -54,7 +55,7 @@ export function useDatabase(): Database {
   return database;
 }
 
-/** Starting one takes seconds, so that the files of a worker share one. */
+/** Starting one takes seconds, so the files of a worker share one. */
 let embedded: Promise<Database> | undefined;
 
 async function openMigratedPglite(): Promise<Database> {
@@ -63,7 +64,7 @@ async function openMigratedPglite(): Promise<Database> {
   return database;
 }
 
-/** For each test a migrated database of its own on the real server, by its DATABASE_URL. */
+/** The DATABASE_URL of a migrated database on the real server, a separate one for each test. */
 export function useServerDatabase(): { url: string } {
   const database = { url: '' };
   let dispose: () => Promise<void>;
@@ -77,7 +78,7 @@ export function useServerDatabase(): { url: string } {
   return database;
 }
 
-/** For each test a database that nothing has migrated yet, by its DATABASE_URL. */
+/** The DATABASE_URL of a database that nothing has migrated yet, a separate one for each test. */
 export function useUnmigratedDatabase(): { url: string } {
   const database = { url: '' };
   let dispose: () => Promise<void>;
@@ -114,7 +115,7 @@ async function createServerDatabase(template: string) {
   };
 }
 
-/** A view's rows under their SQL names; local times in ISO 8601, as JSON has them. */
+/** The rows of a view under their SQL names, with local times in ISO 8601, as JSON has them. */
 export async function rowsOf(
   { db }: Database,
   view: PgMaterializedView,

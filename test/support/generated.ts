@@ -3,7 +3,7 @@ import fc from 'fast-check';
 import type { Database } from '../../scripts/database.ts';
 import type { Input } from './model.ts';
 
-/** What inputs are made of. With few values, ties and matches are frequent. */
+/** The values that inputs are made of. With few values, ties and matches are frequent. */
 interface Values {
   /** Of branches, users and purchases. */
   identifiers: string[];
@@ -13,13 +13,13 @@ interface Values {
   texts: string[];
   maxBranches: number;
   maxUsers: number;
-  /** Of each kind. */
+  /** Of each kind of purchase. */
   maxPurchases: number;
 }
 
 const orNull = <Value>(values: fc.Arbitrary<Value>) => fc.option(values, { freq: 5 });
 
-/** Any input that is made of these values. What may be NULL is so now and then. */
+/** Any input that is made of these values. Values that may be NULL sometimes are. */
 export function inputOf(values: Values): fc.Arbitrary<Input> {
   const { identifiers, zones, maxBranches, maxUsers, maxPurchases } = values;
   const instant = orNull(fc.constantFrom(...values.instants));
@@ -64,7 +64,7 @@ export function inputOf(values: Values): fc.Arbitrary<Input> {
     });
 }
 
-/** Puts an input into the input tables, in place of all that is there. */
+/** Stores an input in the input tables, in place of all their rows. */
 export async function store(
   { db }: Pick<Database, 'db'>,
   { branches, users, creditPacks, memberships }: Input,

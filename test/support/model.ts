@@ -104,7 +104,7 @@ function firstOfBoth(membership?: Purchase, creditPack?: Purchase) {
 const compareFirst = (one: Purchase, other: Purchase) =>
   compareTimes(one, other) || compareBytes(one.id, other.id);
 
-/** Earlier instants first, no instant last. */
+/** Earlier instants come first, no instant last. */
 function compareTimes({ purchased_at: one }: Purchase, { purchased_at: other }: Purchase): number {
   if (one === null || other === null) {
     return Number(one === null) - Number(other === null);
@@ -115,6 +115,6 @@ function compareTimes({ purchased_at: one }: Purchase, { purchased_at: other }: 
 const compareBytes = (one: string, other: string) =>
   Buffer.compare(Buffer.from(one), Buffer.from(other));
 
-/** An instant on the clock of a zone, as ISO 8601 without an offset. */
+/** An instant as the local time of a zone, in ISO 8601 without an offset. */
 const localTime = (instant: string | null, zone: string) =>
   instant && Temporal.Instant.from(instant).toZonedDateTimeISO(zone).toPlainDateTime().toString();

@@ -8,18 +8,20 @@ import { scratchTree } from './scratch_tree.ts';
 
 declare module 'vitest' {
   interface ProvidedContext {
-    /** A database on the real server, for a superuser. Not set on PGlite. */
+    /** The URL of a database on the real server, for a superuser. Not set on PGlite. */
     serverUrl?: string;
-    /** The name of a migrated, empty database there, to be copied. */
+    /** The name of a migrated, empty database on that server, to be copied. */
     template?: string;
-    /** A folder with the package's commands as it ships them, compiled. Not set on PGlite. */
+    /**
+     * A folder with the commands of the package, compiled as they are shipped. Not set on PGlite.
+     */
     compiled?: string;
   }
 }
 
 /**
- * Provides a PostgreSQL 16 to the tests: the one of TEST_DATABASE_URL, which
- * names a superuser, or one started for them. The tests work in databases of their own, which are dropped.
+ * Provides PostgreSQL 16 to the tests: the server of TEST_DATABASE_URL, which names a superuser, or
+ * one that is started for them. The tests work in databases of their own, which are dropped.
  */
 export default async function setup(project: TestProject): Promise<() => Promise<void>> {
   const server = process.env.TEST_DATABASE_URL ? undefined : await startPostgres();
@@ -47,7 +49,7 @@ export default async function setup(project: TestProject): Promise<() => Promise
     const templateClient = postgres(templateUrl, { max: 1, onnotice: () => {} });
     await migrate(drizzle(templateClient), migrations).finally(() => templateClient.end());
   } catch (error) {
-    await teardown().catch(() => {}); // the first error is the one to tell
+    await teardown().catch(() => {}); // the first error is the one to report
     throw error;
   }
   project.provide('compiled', tree.folder);

@@ -10,29 +10,29 @@ import { isOfPackage, type Result, run } from './commands.ts';
 /** The migrations of this package, in their order. */
 export const landedMigrations: string[] = journal.entries.map(({ tag }) => tag);
 
-/** The name of a migration that comes so many after them. */
+/** The name of the migration that is this many after them. */
 export const laterMigration = (name: string, number = 1): string =>
   `${String(landedMigrations.length + number - 1).padStart(4, '0')}_${name}`;
 
 /** A copy of this package, to change and to run its commands in. */
 export interface ScratchTree {
-  /** Where it is. It moves with each change. */
+  /** Its path, which changes after edits. */
   folder: string;
-  /** Replaces texts in one of its files. Throws if one is not there exactly once. */
+  /** Replaces texts in one of its files. Throws unless each is there exactly once. */
   edit(file: string, ...replacements: [from: string | RegExp, to: string][]): Promise<void>;
   /**
-   * Does what the command `npm run generate` does there, without a process of its own,
-   * on an embedded database that is as it was afterwards.
+   * Does what the command `npm run generate` does there, without a process of its own. Afterwards
+   * the embedded database is as it was.
    */
   generate(db: Session, options: { name?: string; check?: boolean }): Promise<string>;
   /** The same for `npm run generate -- --baseline`, on an empty database. */
   generateBaseline(db: Session): Promise<string>;
   /**
-   * Compiles the package there into `dist` as `npm pack` does, but without looking at types:
-   * its commands start in a third of the time.
+   * Compiles the package there into `dist` as `npm pack` does, but without type checks. Compiled
+   * commands start in a third of the time.
    */
   compile(): Promise<void>;
-  /** Compiles what was edited, and runs a command there as `run` does. */
+  /** Compiles the package there if it was edited, and runs a command as `run` does. */
   run(url: string, command: Parameters<typeof run>[1], args?: string[]): Promise<Result>;
   /** The names of its migrations. */
   migrations(): Promise<string[]>;
@@ -61,8 +61,8 @@ export async function scratchTree(): Promise<ScratchTree> {
   let compiled: Promise<void> | undefined;
   let modules: Promise<typeof import('../../scripts/generate/files.ts')> | undefined;
   /**
-   * Its modules as they are now. A module is read once under a path, so the tree
-   * moves when it has been edited.
+   * Its current modules. Node.js reads a module only once per path, so the tree moves when its
+   * modules are read after an edit.
    */
   const readModules = async () => {
     version += 1;
@@ -101,7 +101,7 @@ export async function scratchTree(): Promise<ScratchTree> {
       await promisify(execFile)('node_modules/.bin/tsc', [
         ...['--project', project, '--noCheck', '--declaration', 'false'],
       ]);
-      // A link, because migrations are generated and changed afterwards.
+      // A link, because migrations are generated and changed later.
       await symlink('../../schema/migrations', join(dist, 'schema/migrations'));
     },
     run: async (url, command, args = []) => {
@@ -156,7 +156,7 @@ export const dropEmail = (tree: ScratchTree): Promise<void> =>
     [/ *email: 'E-mail address of the user\.',\n/, ''],
   );
 
-/** Has Postgres derive a column from another key, for which it is dropped and added. */
+/** Derives a generated column from another key, so the column is dropped and added. */
 export const deriveSourceAnew = (tree: ScratchTree): Promise<void> =>
   tree.edit('schema/fct_membership_purchases.ts', [
     `detail('membership_source', 'membership_purchase_details', 'source')`,
@@ -175,7 +175,7 @@ export const retypeBranchId = async (tree: ScratchTree): Promise<void> => {
   ]);
 };
 
-/** Adds a table with an identity column, of which readers may read one column. */
+/** Adds a table with an identity column, and lets readers read the other column. */
 export const addNotes = async (tree: ScratchTree): Promise<void> => {
   await tree.edit('views/view_refreshes.ts', [
     '/** One row per view and refresh:',

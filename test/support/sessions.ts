@@ -2,12 +2,12 @@ import type postgres from 'postgres';
 import { vi } from 'vitest';
 import { conversionEventFilters } from '../../views/index.ts';
 
-/** How many rows the second view has of each user. */
+/** The number of rows that the second view has for each user. */
 export const filters = conversionEventFilters.length;
 
 export const patience = { timeout: 30_000, interval: 20 };
 
-/** Resolves as soon as so many sessions on the database wait for a lock. */
+/** Resolves as soon as this many sessions on the database wait for a lock. */
 export const sessionsThatWait = (observer: postgres.Sql, count = 1): Promise<unknown> =>
   vi.waitUntil(async () => {
     const waiting = await observer`
@@ -36,7 +36,7 @@ export const sessionsEnded = (observer: postgres.Sql): Promise<unknown> =>
     return left.length === 0;
   }, patience);
 
-/** What readers see: users of the first view, rows of the second, rows of the history. */
+/** What readers see: users in the first view, rows in the second, and rows in the history. */
 export async function seenBy(reader: postgres.Sql): Promise<unknown> {
   const [counts] = await reader`
     select
