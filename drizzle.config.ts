@@ -13,8 +13,8 @@ export default defineConfig({
   dialect: 'postgresql',
   schema: ['./schema/index.ts', './views/index.ts'],
   out: './schema/migrations',
-  // Not that of all other Drizzle apps in the database: what one of them has
-  // migrated later would have ours skipped.
+  // A table of our own. In the table that all other Drizzle apps share, a later migration of theirs
+  // would make Drizzle skip ours.
   migrations: { schema: 'drizzle', table: 'lead_conversions_migrations' },
   ...(url.startsWith('pglite:')
     ? { driver: 'pglite', dbCredentials: { url: url.slice('pglite:'.length) } }
@@ -22,9 +22,9 @@ export default defineConfig({
 });
 
 /**
- * What drizzle-kit is told, so that DATABASE_URL means to it what it means to the commands of
- * this package. It has drivers and a reading of URLs of its own, and neither a time limit nor
- * the choice to go on without TLS. So a connection is tried before.
+ * Returns the settings for drizzle-kit, so DATABASE_URL means the same to it as to the commands of
+ * this package. drizzle-kit has its own drivers and reads URLs in its own way. It has no time limit
+ * and cannot fall back to a connection without TLS, so a connection is tried first.
  */
 function connect() {
   const script = ['--import', 'tsx', 'scripts/reach.ts'];

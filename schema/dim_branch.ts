@@ -11,7 +11,7 @@ import {
 } from './columns.ts';
 import { readerRole, withProperties } from './properties.ts';
 
-/** The shapes of IANA time zone names, without regard to case. */
+/** The shapes of IANA time zone names, ignoring case. */
 const ianaNames = [
   '[a-z]+(/[a-z_-]+)+', // an area and its locations: America/Argentina/Salta
   'Etc/GMT(0|[+-][0-9]|[+]1[0-2]|-1[0-4])',
@@ -36,14 +36,14 @@ export const dimBranch = withProperties(
       createdAt: instant('created_at'),
     },
     (table) => [
-      // A zone that Postgres cannot read would make every refresh fail, so it is
-      // refused here, where the one bad branch is written.
+      // Postgres could not refresh the views with a zone that it does not know. So the zone is
+      // refused here, when its branch is written.
       //
-      // The names come first because Postgres reads more than IANA's: any word with
-      // an offset behind it as a POSIX zone (FOO+3, Mars/Olympus+3), and CET, EET,
-      // MET, WET, EST, MST and HST as abbreviations, offsets without summer time,
-      // which is why these seven are left out. timezone() then raises its own
-      // error, with the name, for what looks like a zone and is none.
+      // The list of names is checked first, because Postgres accepts more than IANA's names. It
+      // reads any word with an offset behind it as a POSIX zone (FOO+3, Mars/Olympus+3). It reads
+      // CET, EET, MET, WET, EST, MST and HST as abbreviations, offsets without summer time, so the
+      // list leaves out these seven. If a name has the right shape but is not a zone, timezone()
+      // raises its own error, with the name.
       // https://www.postgresql.org/docs/16/datatype-datetime.html#DATATYPE-TIMEZONES
       check(
         'dim_branch_timezone_id_check',
@@ -71,7 +71,7 @@ export const dimBranch = withProperties(
       dim_branch_created_at_check: calendarRangeRule,
       dim_branch_branch_id_check: shortRule,
     },
-    // For reports to name a branch, but without its e-mail address.
+    // Reports need these columns to name a branch. They may not read its e-mail address.
     grants: {
       [readerRole]: { select: ['branchId', 'name', 'city', 'country', 'timezoneId'] },
     },

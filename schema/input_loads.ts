@@ -3,9 +3,9 @@ import { instant, publicTable } from './columns.ts';
 import { withProperties } from './properties.ts';
 
 /**
- * One row per file that was loaded into an input table. It is locked by the one load
- * that may run at a time. A lock on the input tables would not do: every mode that keeps
- * out a second load would also keep out VACUUM and CREATE INDEX CONCURRENTLY.
+ * One row per file that was loaded into an input table. A load locks this table, so only one load
+ * runs at a time. A lock on the input tables would not do: every mode that keeps out a second load
+ * also keeps out VACUUM and CREATE INDEX CONCURRENTLY.
  * https://www.postgresql.org/docs/16/explicit-locking.html#LOCKING-TABLES
  */
 export const inputLoads = withProperties(

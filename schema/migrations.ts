@@ -1,9 +1,9 @@
 import { fileURLToPath } from 'node:url';
 
 /**
- * What Drizzle's migrator has to know to bring a database to the schema of this version:
- * `await migrate(db, migrations)`. The table is where it records what it has applied, in
- * the schema `drizzle`, apart from the migrations of other apps in the same database.
+ * The options with which Drizzle's migrator brings a database to the schema of this version, as in
+ * `await migrate(db, migrations)`. It records in the table, in the schema `drizzle`, which
+ * migrations it has applied. The table is separate from those of other apps in the same database.
  * https://orm.drizzle.team/docs/migrations
  */
 export const migrations = {

@@ -1,46 +1,55 @@
 import type { PgColumn, PgMaterializedView, PgTable } from 'drizzle-orm/pg-core';
 
-/** The role whose members may read the reports, and what it takes to understand them. */
+/** The role whose members may read the reports, and what is needed to understand them. */
 export const readerRole = 'lead_conversions_reader';
 
-/** What the database says of that role. */
+/** The comment on that role in the database. */
 export const readerRoleComment =
   'Members may read these objects of lead-conversions in every database of this server, and no others: fct_client_conversion_events, fct_lead_conversions, view_refreshes, and the columns of dim_branch that name a branch.';
 
 /**
- * What Postgres keeps of a relation and Drizzle has no words for. It is declared
- * beside the relation, and `npm run generate` writes it into migrations.
+ * Properties of a relation that Postgres keeps, but Drizzle cannot express. They are declared with
+ * the relation, and `npm run generate` writes them into migrations.
  */
 export interface Properties<Column extends string = string> {
   /** What one row is. Begins with "One row per". */
   comment: string;
   /** What each column holds: its unit, its time zone, what NULL means. */
   columns: Record<Column, string>;
-  /** What others than the owner may read, by role: all of it, or some columns. They may do nothing else. */
+  /**
+   * What each role, other than the owner, may read: all columns or some of them. It may do nothing
+   * else.
+   */
   grants?: Record<string, { select: 'all' | readonly [Column, ...Column[]] }>;
 }
 
 export interface TableProperties<Column extends string = string> extends Properties<Column> {
-  /** What a CHECK demands, by its name, as the end of a sentence: `load` tells it of a bad row. */
+  /**
+   * What each CHECK demands, by the name of the CHECK, as the end of a sentence. `load` uses it in
+   * its message on a bad row.
+   */
   checks?: Record<string, string>;
-  /** What an index is for, by its name. */
+  /** The purpose of each index, by the name of the index. */
   indexes?: Record<string, string>;
 }
 
 export interface ViewProperties<Column extends string = string, Key extends string = string>
   extends Properties<Column> {
   /**
-   * The columns that tell one row from another. REFRESH … CONCURRENTLY needs a
-   * unique index on them, and none may be NULL: of duplicates with a NULL it
-   * silently makes one. The index is named after view and columns, `…_key`.
+   * The columns that identify a row. REFRESH … CONCURRENTLY needs a unique index on them. None may
+   * be NULL, because it silently merges duplicates that have a NULL. The index is named after the
+   * view and the columns, with the suffix `_key`.
    */
   uniqueKey: readonly [Key, ...Key[]];
   /**
-   * The columns that it reads. A refresh sees to it that the view still reads these,
-   * and not what had their names when the view was created.
+   * The columns that the view reads. A refresh checks that the view still reads these columns, and
+   * not others that had their names when the view was created.
    */
   reads: readonly PgColumn[];
-  /** Indexes for readers, and what each is for. They are named after view and columns, `…_idx`. */
+  /**
+   * Indexes for readers, with the purpose of each. They are named after the view and the columns,
+   * with the suffix `_idx`.
+   */
   indexes?: readonly { on: readonly [Column, ...Column[]]; comment: string }[];
 }
 
@@ -69,7 +78,7 @@ export function withProperties<Relation extends PgTable | PgMaterializedView>(
   return relation;
 }
 
-/** The declared properties of a relation, undefined if it has none. */
+/** Returns the declared properties of a relation, or undefined if it has none. */
 export const propertiesOf = <Relation extends PgTable | PgMaterializedView>(
   relation: Relation,
 ): PropertiesOf<Relation> | undefined =>

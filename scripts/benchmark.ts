@@ -36,18 +36,18 @@ const settings = {
   json: setting<string | undefined>('--json <file>', 'write all figures there, too'),
 };
 
-/** Names the server to work on, if any. */
+/** The environment variable that names the server to work on, if any. */
 const variable = 'BENCHMARK_DATABASE_URL';
 
 const { signal, cancelledBy } = cancelledBySignals();
 const stopped = new Promise<never>((_, reject) => {
   signal.addEventListener('abort', () => {
-    // A connection that the drop of its database cuts may throw where nobody can catch it.
+    // When its database is dropped, a connection may throw where nothing can catch the error.
     process.on('uncaughtException', () => {});
     reject(new Error(`Stopped by ${cancelledBy()}.`));
   });
 });
-stopped.catch(() => {}); // where nothing waits for it yet
+stopped.catch(() => {}); // in case nothing waits for it yet
 
 const seconds = (value: number) => `${(value / 1000).toFixed(2)} s`;
 const milliseconds = (value: number) => `${value.toFixed(1)} ms`;
@@ -170,7 +170,10 @@ async function withClient<Result>(
   }
 }
 
-/** Throws what Postgres says of a work_mem that it does not take, before anything is measured. */
+/**
+ * Returns facts about the server. Throws Postgres' error if it does not accept the work_mem, before
+ * anything is measured.
+ */
 async function factsOf(client: postgres.Sql, workMem: string) {
   await client`select set_config('work_mem', ${workMem}, true)`;
   const [facts] = await client`
@@ -181,7 +184,9 @@ async function factsOf(client: postgres.Sql, workMem: string) {
   return facts as unknown as { version: string; sharedBuffers: string; workMem: string };
 }
 
-/** Does work in a new database on the server, and drops it, also when stopped by a signal. */
+/**
+ * Does work in a new database on the server. Drops the database afterwards, even after a signal.
+ */
 function inDatabase<Result>(
   serverUrl: string,
   work: (url: string) => Promise<Result>,

@@ -13,24 +13,24 @@ export const programName = 'lead-conversions';
 
 type Settings = Record<string, Setting<unknown>>;
 
-/** How a command is called, and what --help says of it. */
+/** How a command is called, and its --help. */
 interface Usage<Own extends Settings> {
   name: string;
-  /** What it does, in sentences, and in the few words of the list of commands. */
+  /** What it does, in sentences. `summary` is the short form for the list of commands. */
   description: string;
   summary?: string;
-  /** What it works on, such as `<folder>`, with what --help says of it. */
+  /** What it works on, such as `<folder>`, and the description of that for --help. */
   argument?: [name: string, description: string];
   settings: Own;
   /** More paragraphs for --help, in lines of at most 80 characters. */
   notes?: string;
-  /** The arguments of a call that --help shows. */
+  /** The arguments of the example call in --help. */
   example?: string;
-  /** Whether it is a script of this repository, and not in the package. */
+  /** Whether it is a script of this repository that is not in the package. */
   isOfRepository?: boolean;
 }
 
-/** Makes a command. Whoever calls it wrongly is told so in a sentence, with exit code 1. */
+/** Makes a command. A wrong call ends with a sentence on stderr and exit code 1. */
 export function command<Own extends Settings>(usage: Usage<Own>): Command {
   const { name, description, summary = '', argument, settings, notes, example } = usage;
   const call =
@@ -64,9 +64,9 @@ export function command<Own extends Settings>(usage: Usage<Own>): Command {
 }
 
 /**
- * Throws an Error if npm has taken an option for a setting of its own, as it does with all
- * that comes before `--`, and would run the command without it. Two that npm has itself may
- * also come from its configuration.
+ * Throws an Error if npm has taken an option as a setting of its own, and would run the command
+ * without it. npm does so with all options before `--`. Two of the options (--json and --force) are
+ * not checked: npm has the same ones, which may also come from its configuration.
  */
 function refuseSwallowed(name: string, options: Setting<unknown>[]): void {
   const swallowed = options.find(
@@ -81,7 +81,9 @@ function refuseSwallowed(name: string, options: Setting<unknown>[]): void {
   }
 }
 
-/** Throws an Error if the value of an option is another option: then its own was forgotten. */
+/**
+ * Throws an Error if the value of an option is another option. Then its own value was forgotten.
+ */
 function refuseOptionsAsValues(made: Command): void {
   for (const option of made.options) {
     const values = [made.getOptionValue(option.attributeName())].flat();
@@ -94,7 +96,7 @@ function refuseOptionsAsValues(made: Command): void {
   }
 }
 
-/** What commander says of a wrong call, as a sentence in one line. */
+/** Returns commander's message on a wrong call as a sentence in one line. */
 function sentence(text: string): string {
   const [, start = '', rest = ''] = /^error: (.)(.*)/s.exec(text.trim()) ?? [];
   const [said = '', advice] = rest.split('\n');
@@ -103,9 +105,9 @@ function sentence(text: string): string {
 }
 
 /**
- * Does what the arguments of the process say. What goes wrong ends on stderr in a
- * sentence, with exit code 1. That nobody reads the output any more is not something
- * that goes wrong. The variable is the one that names the database.
+ * Runs a program with the arguments of the process. A failure ends with a sentence on stderr and
+ * exit code 1. It is not a failure if nobody reads the output any more. `variable` is the
+ * environment variable that names the database.
  */
 export async function runProgram(program: Command, variable?: string): Promise<void> {
   process.stdout.on('error', (error: NodeJS.ErrnoException) => {
@@ -118,7 +120,7 @@ export async function runProgram(program: Command, variable?: string): Promise<v
     await program.parseAsync();
   } catch (error) {
     if (error instanceof CommanderError) {
-      process.exitCode = error.exitCode; // it has been said what is wrong
+      process.exitCode = error.exitCode; // commander has printed what is wrong
       return;
     }
     console.error(explain(error, variable));
@@ -129,11 +131,14 @@ export async function runProgram(program: Command, variable?: string): Promise<v
 /** How a command that works on a database has ended. */
 interface Ending {
   outcome: string;
-  /** Why it was skipped or has failed, in sentences; null if it has not. */
+  /** Why it was skipped or has failed, in sentences, otherwise null. */
   reason: string | null;
 }
 
-/** By outcome; 0 for all others. 2 is how diff(1) says so, 75 is EX_TEMPFAIL of sysexits.h: nothing is wrong, try again later. */
+/**
+ * Exit codes by outcome, 0 for all others. 75 is EX_TEMPFAIL of sysexits.h: nothing is wrong, try
+ * again later.
+ */
 const exitCodeOf: Record<string, number> = {
   failed: 1,
   findings: 1,
@@ -144,51 +149,54 @@ const exitCodeOf: Record<string, number> = {
 /** What --json prints, always with the same keys. */
 type Output<Facts> = Ending &
   Facts & {
-    /** What went wrong once the work was done, in sentences. */
+    /** What went wrong after the work was done, in sentences. */
     warnings: string[];
-    /** How long all attempts took, and the waiting between them. */
+    /** How long all attempts and the pauses between them took, in milliseconds. */
     durationMs: number;
-    /** Why attempts failed that were followed by another one, in sentences. */
+    /** For each attempt that was followed by another one, why it failed, in sentences. */
     retries: string[];
   };
 
-/** What the work of a command is given. */
+/** What the work of a command receives. */
 export interface Work<Own extends Settings, Facts> {
   database: Database;
   /** The values of the settings. */
   settings: Values<Own>;
-  /** What the command works on. */
+  /** The argument: what the command works on. */
   argument: string;
-  /** What --json prints of the work, to be filled in. */
+  /** What --json prints about the work. The work fills it in. */
   facts: Facts;
   /** Aborted by SIGINT and SIGTERM. */
   signal: AbortSignal;
   progress: Progress;
   /** Prints a line, unless --json is given. */
   say(line: string): void;
-  /** Prints what went wrong once the work was done, and has --json print it. */
+  /**
+   * Prints a warning, and adds it to the output of --json: something went wrong after the work was
+   * done.
+   */
   warn(sentence: string): void;
-  /** Says that the work is committed: whatever goes wrong from here on is a warning. */
+  /** Says that the work is committed. Whatever goes wrong from here on is a warning. */
   onCommit(ending: Ending): void;
 }
 
 interface DatabaseUsage<Own extends Settings, Facts> extends Usage<Own> {
-  /** What --json prints of no work at all. */
+  /** Returns what --json prints if no work was done. */
   nothing: () => Facts;
-  /** What is so once the work has failed, as a sentence. */
+  /** A sentence on the state of the database after the work has failed. */
   afterwards: string;
-  /** What its exit codes mean, beside those that all commands have. */
+  /** The meaning of its exit codes, besides the codes that all commands have. */
   exitCodes: Record<number, string>;
-  /** Whether an embedded database may be new, and is created then. */
+  /** Whether an embedded database may be new. If it is, it is created. */
   isNew?: boolean;
-  /** Told what the server notes meanwhile. */
+  /** Called with each notice of the server. */
   onNotice?: (notice: string, facts: Facts) => void;
   work(work: Work<Own, Facts>): Promise<Ending>;
 }
 
 /**
- * Makes a command that works on the database that DATABASE_URL names. What may succeed
- * in a moment is tried again; SIGINT and SIGTERM cancel the work, on the server too.
+ * Makes a command that works on the database that DATABASE_URL names. It retries after failures
+ * that may pass. SIGINT and SIGTERM cancel the work, on the server too.
  */
 export function databaseCommand<Own extends Settings, Facts extends object>(
   usage: DatabaseUsage<Own, Facts>,
@@ -229,13 +237,18 @@ export function databaseCommand<Own extends Settings, Facts extends object>(
     });
 }
 
-/** How long cancelled work has to roll back before the process ends anyway. */
+/**
+ * How long cancelled work may take to roll back before the process ends anyway, in milliseconds.
+ */
 const graceMs = 5000;
 
-/** The first retry comes after a second, each further one after twice that, up to this. */
+/**
+ * The longest pause before a retry, in milliseconds. The first pause is one second, and each
+ * further one is twice as long as the one before it.
+ */
 const maxTimeout = 30_000;
 
-/** Does the work, says how it went, and returns what --json prints of it. */
+/** Does the work and prints its outcome. Returns what --json prints, and the exit code. */
 async function perform<Own extends Settings, Facts extends object>(
   usage: DatabaseUsage<Own, Facts>,
   settings: Values<Own> & Values<typeof shared>,
@@ -248,12 +261,12 @@ async function perform<Own extends Settings, Facts extends object>(
   const retries: string[] = [];
   const { signal, cancelledBy } = cancelledBySignals();
   const progress = progressOn(process.stderr);
-  /** How the work has ended, as far as that is known while it goes on. */
+  /** The ending of the work, as far as it is known while the work goes on. */
   let ending: Ending | undefined;
   let wasLostInCommit = false;
   const warn = (text: string) => {
     progress.end();
-    // An attempt that follows another one finds the same again.
+    // A retry may find the same again.
     if (!warnings.includes(text)) {
       warnings.push(text);
       console.error(`Warning: ${text}`);
@@ -291,7 +304,7 @@ async function perform<Own extends Settings, Facts extends object>(
       await database.close();
     }
     if (ending.outcome === 'skipped' && number > 1) {
-      // Perhaps by what the attempt before has left on the server, for a moment.
+      // The attempt before may have left something on the server for a moment, which caused this.
       throw new Error(`Skipped: ${ending.reason}.`);
     }
     return ending;
@@ -364,7 +377,10 @@ async function perform<Own extends Settings, Facts extends object>(
   };
 }
 
-/** Which setting has a value that Postgres does not take, if that is what an error says. */
+/**
+ * Returns a sentence that names the setting if the error says that Postgres does not accept its
+ * value, otherwise an empty text.
+ */
 function adviceOn(error: unknown, settings: Settings): string {
   const [, parameter = ''] =
     /^(?:invalid value|.* is outside the valid range) for parameter "(\w+)"/.exec(
@@ -378,9 +394,9 @@ function adviceOn(error: unknown, settings: Settings): string {
 }
 
 /**
- * What SIGINT and SIGTERM abort, in place of ending the process, and which of them it
- * was. That npm or npx has ended, which runs this process, counts as SIGTERM: npx does
- * not pass that on, and nobody would see the outcome any more.
+ * Returns a signal that SIGINT and SIGTERM abort, instead of ending the process, and a function
+ * that returns which of them it was. If npm or npx runs this process, its end counts as SIGTERM:
+ * npx does not pass signals on, and nobody would see the outcome any more.
  */
 export function cancelledBySignals(): {
   signal: AbortSignal;
@@ -388,7 +404,8 @@ export function cancelledBySignals(): {
 } {
   const cancellation = new AbortController();
   let name: 'SIGINT' | 'SIGTERM' | undefined;
-  // Often twice: from the terminal or the service manager, and from npm.
+  // Often called twice: for the signal from the terminal or the service manager, and the one from
+  // npm.
   const stop = (by: NodeJS.Signals) => {
     name ??= by === 'SIGINT' ? by : 'SIGTERM';
     cancellation.abort(new Error(`cancelled by ${name}`));
@@ -403,8 +420,9 @@ export function cancelledBySignals(): {
 }
 
 /**
- * The processes from the parent of this one up to npm or npx, if that runs it: itself, or
- * in a shell. One further up has started something else. On Linux alone.
+ * Returns the processes from the parent of this one up to npm or npx, if that runs this process,
+ * directly or in a shell. An npm further up has started something else. Returns an empty array
+ * otherwise, and on all systems but Linux.
  */
 function ancestorsUpToNpm(): number[] {
   const ancestors: number[] = [];
@@ -418,7 +436,7 @@ function ancestorsUpToNpm(): number[] {
       pid = Number(/.*\) \S (\d+)/s.exec(read(pid, 'stat'))?.[1]);
     }
   } catch {
-    // One has just ended, or this is no Linux.
+    // One of the processes has just ended, or this system is not Linux.
   }
   return [];
 }

@@ -8,7 +8,7 @@ import { type ConnectionOptions, connect as connectTls } from 'node:tls';
 export interface Connection {
   /** The server's name, its address, or the folder of its Unix socket. */
   host: string;
-  /** Where to connect to: `host`, or the address that stands for it. */
+  /** Where to connect to: `hostaddr` if that is given, otherwise `host`. */
   address: string;
   port: number;
   database: string;
@@ -17,11 +17,11 @@ export interface Connection {
   applicationName: string;
   /** Command-line options for the session, such as `-c work_mem=64MB`. */
   options: string | undefined;
-  /** How long to wait for a connection, in seconds; 0 for as long as it takes. */
+  /** How long to wait for a connection, in seconds. 0 waits forever. */
   timeout: number;
-  /** Whether TLS is wanted, and what is checked then. Over a Unix socket it never is. */
+  /** Whether TLS is wanted, and what it checks. Undefined without TLS, as over a Unix socket. */
   tls: { mode: Mode; options: ConnectionOptions } | undefined;
-  /** What the server has to be, see `target_session_attrs` in the manual. */
+  /** Which kind of server is required, see `target_session_attrs` in the manual. */
   target: Target;
   /** Parameters that were ignored. */
   ignored: string[];
@@ -33,7 +33,10 @@ type Mode = (typeof modes)[number];
 const targets = ['any', 'read-write', 'read-only', 'primary', 'standby', 'prefer-standby'] as const;
 type Target = (typeof targets)[number];
 
-/** The parameters that are understood, with the variable that is read where the URL is silent. */
+/**
+ * The supported parameters, each with the environment variable that counts if the URL does not give
+ * it.
+ */
 const variables = {
   host: 'PGHOST',
   hostaddr: 'PGHOSTADDR',
@@ -59,7 +62,10 @@ const variables = {
 } as const;
 type Parameter = keyof typeof variables;
 
-/** Parameters that ask for what is not done here, unless they have one of these values. */
+/**
+ * Parameters for features that are not supported here. They are refused unless they have one of the
+ * harmless values.
+ */
 const unsupported: Record<string, { variable: string | undefined; harmless: string[] }> = {
   service: { variable: 'PGSERVICE', harmless: [] },
   replication: { variable: undefined, harmless: ['false', 'off', 'no', '0'] },
@@ -72,7 +78,10 @@ const unsupported: Record<string, { variable: string | undefined; harmless: stri
   sslnegotiation: { variable: 'PGSSLNEGOTIATION', harmless: ['postgres'] },
 };
 
-/** Parameters of libpq that change nothing here: of networks, of text, and of several hosts. */
+/**
+ * Parameters of libpq that change nothing here. They are about networks, text encoding and several
+ * hosts.
+ */
 const harmless = [
   ...['client_encoding', 'fallback_application_name', 'load_balance_hosts', 'sslcompression'],
   ...['keepalives', 'keepalives_idle', 'keepalives_interval', 'keepalives_count'],
@@ -82,12 +91,12 @@ const harmless = [
 const defaultTimeout = 30;
 
 /**
- * Reads a URL as libpq does, the library of psql, with its environment variables for what
- * the URL does not give. If neither gives a host, it is `localhost`.
+ * Reads a URL as libpq, the library of psql, does. Its environment variables count for whatever the
+ * URL does not give. If neither gives a host, it is `localhost`.
  * https://www.postgresql.org/docs/16/libpq-connect.html#LIBPQ-PARAMKEYWORDS
  *
- * Throws an Error that says what to do where the URL or a parameter cannot be understood, or
- * asks for what is not possible. The URL, which may hold a password, is in no message.
+ * Throws an Error that says what to do if the URL or a parameter cannot be understood, or asks for
+ * something that is not supported. No message contains the URL, which may hold a password.
  */
 export function readConnection(
   text: string,
@@ -95,7 +104,7 @@ export function readConnection(
   env: NodeJS.ProcessEnv = process.env,
 ): Connection {
   const given = readUrl(text, variable);
-  /** The value of a parameter, and where that is from. */
+  /** Returns the value of a parameter, and where it comes from. */
   const find = (name: string, from: string | undefined) => {
     const value = given.get(name) || (from && env[from]) || undefined;
     return { value, source: given.get(name) ? `${name} in ${variable}` : String(from) };
@@ -170,8 +179,8 @@ export function readConnection(
     if (isSocket) {
       return;
     }
-    // Channel binding proves that the server is the one that TLS goes to. A full check of the
-    // certificate proves that, too, and is what the driver can do.
+    // Channel binding proves that the TLS connection ends at the server itself. A full check of the
+    // certificate proves the same, and the driver supports only that.
     const mode = binding === 'require' ? 'verify-full' : asked;
     const isSystem = read('sslrootcert') === 'system';
     if (isSystem && mode !== 'verify-full') {
@@ -214,7 +223,7 @@ export function readConnection(
     return { mode, options };
   }
 
-  /** The password of the first line of the file of passwords that fits. */
+  /** Returns the password in the first line of the password file that matches. */
   function readPassword(wanted: string[]): string | undefined {
     const { value, source } = find('passfile', variables.passfile);
     const lines = readFile(value ?? inHome('.pgpass'), value && source)?.split(/\r?\n/);
@@ -235,7 +244,7 @@ export function readConnection(
   }
 }
 
-/** The parameters that a URL gives, with those of its parts. */
+/** Returns the parameters that a URL gives, including those in its user, host, port and path. */
 function readUrl(text: string, variable: string): Map<string, string> {
   const wrong = (what: string) =>
     new Error(
@@ -254,7 +263,7 @@ function readUrl(text: string, variable: string): Map<string, string> {
       `${variable} names several servers, but only one is supported. Name the primary server, or a proxy in front of it.`,
     );
   }
-  // A URL has no user without a host, but one of libpq has: the host is then a parameter.
+  // libpq accepts a user without a host, because the host may be a parameter. `URL` does not.
   const url = trimmed.replace(/^(\w+:\/\/[^/?#]*@)(?=[/?]|$)/, `$1${noHost}`);
   if (!URL.canParse(url)) {
     throw wrong('cannot be read');
@@ -294,7 +303,7 @@ function readUrl(text: string, variable: string): Map<string, string> {
         `${name} in ${variable} ${isCapital ? 'has capital letters. Write it without' : 'is empty. Give it a value, or leave it out'}.`,
       );
     }
-    // What other drivers call the mode. libpq, too, takes ssl=true for sslmode=require.
+    // `ssl` is what other drivers call the mode. libpq, too, reads ssl=true as sslmode=require.
     const mode = { true: 'require', '1': 'require', false: 'disable', '0': 'disable' }[value];
     given.set(name === 'ssl' ? 'sslmode' : name, name === 'ssl' ? (mode ?? value) : value);
   }
@@ -318,7 +327,9 @@ function readNumber(
   return number;
 }
 
-/** A file in the home directory of the user, who may have none, as in a container. */
+/**
+ * Returns the path of a file in the user's home directory. A user may have none, as in a container.
+ */
 function inHome(...path: string[]): string {
   try {
     return join(homedir(), ...path);
@@ -327,7 +338,10 @@ function inHome(...path: string[]): string {
   }
 }
 
-/** The text of a file. One that no `source` names may be missing. */
+/**
+ * Returns the text of a file. Returns undefined if the file is missing and no `source` names it.
+ * Throws an Error if it cannot be read.
+ */
 function readFile(path: string, source: string | undefined): string | undefined {
   try {
     return readFileSync(path, 'utf8');
@@ -348,18 +362,21 @@ export const closedEarly = 'closed the connection before it answered';
 const sslRequest = Buffer.from([0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f]);
 
 /**
- * Connects to the server, over TLS where that is wanted: what Postgres is then told goes
- * through this.
+ * Connects to the server, over TLS if that is wanted. The driver talks to Postgres through this
+ * socket.
  *
- * Throws an Error that says what to do where the server has no TLS although that is
- * required, or where its certificate is not trusted.
+ * Throws an Error that says what to do if the server has no TLS although it is required, or if its
+ * certificate is not trusted.
  */
 export async function openSocket(connection: Connection): Promise<Socket> {
   const { address, port, timeout, tls } = connection;
   const socket = address.startsWith('/')
     ? connect(`${address}/.s.PGSQL.${port}`)
     : connect({ host: address, port });
-  /** Resolves with what a socket is told next under this name. */
+  /**
+   * Resolves with the value of the next event of this name. Rejects if the socket fails or closes
+   * first.
+   */
   const heard = (from: Socket, event: 'connect' | 'data' | 'secureConnect'): Promise<unknown> =>
     new Promise((resolve, reject) => {
       from.once(event, resolve).once('error', reject);
@@ -404,11 +421,14 @@ export async function openSocket(connection: Connection): Promise<Socket> {
 
 const nameOf = ({ host, port }: Connection) => (host.startsWith('/') ? host : `${host}:${port}`);
 
-/** The error of a server that may be there in a moment. */
+/** Returns the Error for a server that cannot be reached. Commands retry after it. */
 export const unreachable = (connection: Connection, what: string): Error =>
   Object.assign(new Error(`the server ${nameOf(connection)} ${what}`), { syscall: 'connect' });
 
-/** What TLS cannot begin with is known before anything is sent. */
+/**
+ * Starts TLS. Throws an Error that says what to check if TLS cannot begin with the given files.
+ * That is known before anything is sent.
+ */
 function begin<Result>(start: () => Result): Result {
   try {
     return start();
@@ -420,7 +440,10 @@ function begin<Result>(start: () => Result): Result {
   }
 }
 
-/** What TLS has failed with, in a sentence; as it is where the connection was lost. */
+/**
+ * Returns an Error that says in a sentence why TLS has failed. If the connection was lost, returns
+ * the error unchanged.
+ */
 function explained(connection: Connection, error: NodeJS.ErrnoException): Error {
   const { code = '', message } = error;
   if (code.startsWith('ERR_SSL')) {

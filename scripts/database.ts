@@ -36,8 +36,8 @@ import type { LoadTransaction } from './load/tables.ts';
 export interface Database {
   db: PgDatabase<PgQueryResultHKT>;
   /**
-   * Runs the work in one transaction, rolled back if it throws or the signal is aborted.
-   * Throws the signal's reason then.
+   * Runs the work in one transaction. Rolls it back if the work throws or the signal is aborted. In
+   * the second case it throws the signal's reason.
    */
   transaction<Result>(
     work: (transaction: LoadTransaction) => Promise<Result>,
@@ -47,23 +47,23 @@ export interface Database {
 }
 
 interface OpenOptions {
-  /** Told what the URL has that is of no use. */
+  /** Called with a warning about parameters of the URL that are ignored. */
   onWarning?: (message: string) => void;
-  /** Told of each connection to a server. */
+  /** Called with the socket of each connection to a server. */
   onConnect?: (socket: Socket) => void;
-  /** Told what a server notes while it works. */
+  /** Called with each notice of the server. */
   onNotice?: (message: string) => void;
-  /** Whether an embedded database may be new, and is created then. */
+  /** Whether an embedded database may be new. If it is, it is created. */
   isNew?: boolean;
 }
 
 /**
- * Opens the database that DATABASE_URL names: `postgres://…` for a server,
- * `pglite:PATH` for the embedded database in that folder. A server is first
- * asked by the first query, unless the URL says what kind of server it has to be.
+ * Opens the database that DATABASE_URL names: `postgres://…` for a server, `pglite:PATH` for the
+ * embedded database in that folder. Nothing is sent to a server before the first query, unless the
+ * URL says what kind of server it has to be.
  *
- * Throws an Error that says what to do when the variable is not set, or names
- * neither. The URL, which may hold a password, is in no message.
+ * Throws an Error that says what to do if the variable is not set, or names neither of the two. No
+ * message contains the URL, which may hold a password.
  */
 export async function openDatabase(
   url = process.env.DATABASE_URL,
@@ -110,7 +110,7 @@ export async function openDatabase(
   return database;
 }
 
-/** Throws an Error if the server is not what `target_session_attrs` asks for. */
+/** Throws an Error if the server is not of the kind that `target_session_attrs` asks for. */
 async function refuseOtherServers(db: Database['db'], { target }: Connection): Promise<void> {
   if (target === 'any' || target === 'prefer-standby') {
     return;
@@ -155,7 +155,7 @@ function openServer(
   const socket = async () => {
     if (wasClosedEarly) {
       wasClosedEarly = false;
-      // postgres.js would try again for ever.
+      // Otherwise postgres.js would retry forever.
       throw unreachable(connection, closedEarly);
     }
     const opened = Object.assign(await openSocket(connection), { host, port });
@@ -169,12 +169,13 @@ function openServer(
     postgres({
       ...{ host, port, user, password, database, socket },
       onparameter: () => {
-        parameters += 1; // of which a server that has let us in sends some
+        parameters += 1; // a server that has accepted us sends some
       },
       connect_timeout: timeout,
-      ssl: false, // the socket has it, and PGSSL would have it twice
-      max: 2, // the second to cancel what the first is doing
-      // No arrays are read or written here, and an error of that query is caught by nobody.
+      ssl: false, // the socket has TLS already, and PGSSL would add it again
+      max: 2, // the second one is for cancelling what the first one is doing
+      // No arrays are read or written here, and nothing would catch an error of the query for their
+      // types.
       fetch_types: false,
       onnotice: ({ message = '' }) => onNotice(message),
       connection: { application_name: applicationName, ...(options && { options }) },
@@ -183,7 +184,10 @@ function openServer(
   const begin = client.begin.bind(client);
   client.begin = ((work: (session: postgres.TransactionSql) => Promise<unknown>) =>
     begin((session) => unlessCut(work(session)))) as typeof client.begin;
-  /** What others have committed is seen once a lock is there, whatever the defaults of the database. */
+  /**
+   * Whatever the defaults of the database, statements that follow a lock see what others committed
+   * before it.
+   */
   const beginToLoad = <Result>(work: (session: postgres.TransactionSql) => Promise<Result>) =>
     begin('isolation level read committed read write', (session) => unlessCut(work(session)));
   const db = drizzlePostgres(client);
@@ -218,7 +222,10 @@ function openServer(
   };
 }
 
-/** postgres.js reads this variable, and asks a server that is something else again for ever. */
+/**
+ * Runs work without this environment variable. postgres.js reads it, and would ask a server of
+ * another kind again and again, forever.
+ */
 function withoutTarget<Result>(work: () => Result): Result {
   const { PGTARGETSESSIONATTRS: target } = process.env;
   delete process.env.PGTARGETSESSIONATTRS;
@@ -230,10 +237,10 @@ function withoutTarget<Result>(work: () => Result): Result {
 }
 
 /**
- * The outcome of a transaction's work, but none at all when its connection was
- * cut. To a failure postgres.js answers with ROLLBACK, which on a closed
- * connection ends the process or waits for ever, while its begin() has an error
- * of its own for a cut connection: https://github.com/porsager/postgres/issues/1154
+ * Returns the outcome of a transaction's work, but never settles if its connection was cut. After a
+ * failure postgres.js sends ROLLBACK, which on a closed connection ends the process or waits
+ * forever. Its begin() reports a cut connection with an error of its own.
+ * https://github.com/porsager/postgres/issues/1154
  */
 const unlessCut = <Result>(work: Promise<Result>): Promise<Result> =>
   work.catch((error) => {
@@ -249,9 +256,9 @@ function serverTransaction(session: postgres.TransactionSql): LoadTransaction {
     copy: async (into, lines) => {
       const query = session.unsafe(copyStatement(into, 'stdin'));
       const target = await query.writable();
-      // postgres.js forgets to tell the stream of an error that comes after the
-      // last byte, or with the end of the connection, and the stream waits for
-      // ever: https://github.com/porsager/postgres/issues/1173
+      // postgres.js does not pass on to the stream an error that comes after the last byte, or with
+      // the end of the connection. The stream then waits forever:
+      // https://github.com/porsager/postgres/issues/1173
       const failure = new Promise<never>((_, reject) => Object.assign(query, { reject }));
       await Promise.race([pipeline(lines, target), failure]);
     },
@@ -261,8 +268,8 @@ function serverTransaction(session: postgres.TransactionSql): LoadTransaction {
 /**
  * Opens the embedded database in a folder, or a new one in memory.
  *
- * Throws an Error that says what to do where PGlite, an optional peer dependency, is
- * not installed.
+ * Throws an Error that says what to do if PGlite, an optional peer dependency, is not installed, if
+ * another process uses the database, or if the database cannot be opened.
  */
 export async function openPglite(
   folder?: string,
@@ -300,11 +307,11 @@ export async function openPglite(
 }
 
 /**
- * Keeps other processes from opening the embedded database in a folder, until the
- * function that this returns is called or the process has ended: two at once would ruin
- * it, since each keeps parts of it in its memory. The lock is a socket with the name of
- * the folder, which the system lets one process have, and takes back when that ends.
- * Only Linux and Windows have sockets of this kind.
+ * Keeps other processes from opening the embedded database in a folder, until the returned function
+ * is called or this process ends. Two processes at once would ruin the database, because each keeps
+ * parts of it in memory. The lock is a socket whose name is made from the path of the folder. The
+ * system lets only one process have it, and frees it when that process ends. Only Linux and Windows
+ * have such sockets, so elsewhere nothing is locked.
  * https://nodejs.org/docs/latest-v20.x/api/net.html#identifying-paths-for-ipc-connections
  */
 async function lockFolder(folder: string): Promise<() => void> {
@@ -334,11 +341,11 @@ async function lockFolder(folder: string): Promise<() => void> {
   return () => lock.close();
 }
 
-/** PGlite reads what is copied in into memory, as it does with all of its data. */
+/** Returns a transaction on PGlite, which reads copied data into memory, like all of its data. */
 function pgliteTransaction(session: PGliteTransaction, signal?: AbortSignal): LoadTransaction {
   return {
     query: async (statement) => {
-      await setImmediate(); // lets a signal in: PGlite works in this process, and never waits
+      await setImmediate(); // lets signals in, because PGlite runs in this process and never waits
       signal?.throwIfAborted();
       const { sql: text, params } = dialect.sqlToQuery(statement);
       return (await session.query<Record<string, unknown>>(text, params)).rows;

@@ -3,16 +3,16 @@ import { getMaterializedViewConfig, PgDialect, type PgMaterializedView } from 'd
 import { viewsInOrder } from '../views/refresh.ts';
 import type { Session } from '../views/session.ts';
 
-/** The SELECT that a view is declared with. */
+/** Returns the SELECT with which a view is declared. */
 export const declaredText = (view: PgMaterializedView): string => {
   const { query } = getMaterializedViewConfig(view);
   return query ? new PgDialect().sqlToQuery(query).sql : '';
 };
 
 /**
- * The text of a view as a query on the input tables alone: the views before it that it reads
- * are CTEs with the given texts, rather than what they hold. (A transaction that only reads
- * may not create a temporary table.)
+ * Returns the text of a view as a query on the input tables only. References to earlier views
+ * become CTEs with the given texts, so the stored rows of those views are not read. (Temporary
+ * tables would not do: a read-only transaction may not create them.)
  */
 export function standalone(text: string, textsBefore: string[]): string {
   const before = viewsInOrder
@@ -33,18 +33,24 @@ export function standalone(text: string, textsBefore: string[]): string {
     : `with ${ctes.join(',\n')}\nselect * from (\n${body}\n) as lead_conversions_rows`;
 }
 
-/** A text without casts to text, which a stored definition has where they are implied. */
+/**
+ * Returns a text without casts to text. A stored definition also has the casts that are implied in
+ * the declared text.
+ */
 export const withoutCasts = (text: string): string =>
   inCode(text, (code) => code.replace(/::(text|character varying|varchar)\b/g, ''));
 
-/** Changes what is code in an SQL text, and neither a comment nor a string. */
+/** Changes the code in an SQL text, but not its comments and strings. */
 const inCode = (text: string, change: (code: string) => string): string =>
   text
     .split(/('(?:[^']|'')*'|--[^\n]*|\/\*[\s\S]*?\*\/)/)
     .map((part, index) => (index % 2 === 0 ? change(part) : part))
     .join('');
 
-/** Has references to a view in `public` name a CTE, under the alias that they have, or the name of the view. */
+/**
+ * Replaces references to a view in `public` with a CTE. The CTE gets the alias of the reference, or
+ * else the name of the view.
+ */
 function replaceReferences(code: string, view: string, cte: string): string {
   const name = `"?public"?\\s*\\.\\s*"?${view}\\b"?`;
   const notAlias =
@@ -57,7 +63,10 @@ function replaceReferences(code: string, view: string, cte: string): string {
     );
 }
 
-/** Runs a query that Drizzle's builder has no form for. Drivers differ in what they return. */
+/**
+ * Runs a query that Drizzle's builder cannot express, and returns its rows. Drivers return results
+ * of different shapes.
+ */
 export async function rowsOf<Row>(tx: Session, query: SQL): Promise<Row[]> {
   const result: unknown = await tx.execute(query);
   return (Array.isArray(result) ? result : (result as { rows: Row[] }).rows) as Row[];

@@ -14,7 +14,9 @@ import { tableOf } from './table.ts';
 
 const inProject = (path: string) => fileURLToPath(new URL(`../${path}`, import.meta.url));
 
-/** What the demo asks the views, in tables of at most 100 columns. */
+/**
+ * The questions that the demo asks the views. The tables of answers are at most 100 columns wide.
+ */
 const questions = {
   'How many leads became clients, by what the gym counts as a conversion?': `
 select
@@ -70,7 +72,7 @@ from fct_client_conversion_events
 order by user_id`,
 };
 
-/** The last midnight in UTC. */
+/** Returns the last midnight in UTC. */
 const today = () => new Date(new Date().setUTCHours(0, 0, 0, 0));
 
 const program = command({
@@ -97,7 +99,7 @@ const program = command({
     console.log(tableOf(columns, cells));
   }
 
-  // The made-up gym takes the place of the sample.
+  // The made-up gym replaces the sample.
   const folder = await mkdtemp(join(tmpdir(), 'lead-conversions-demo-'));
   for (const [file, text] of Object.entries(gym(today()))) {
     await writeFile(join(folder, file), text);

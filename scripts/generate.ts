@@ -23,7 +23,8 @@ const program = command({
   settings,
   example: '--name days_to_conversion',
 }).action(async ({ name, check, baseline }: Values<typeof settings>) => {
-  // drizzle-kit asks whether something was renamed. Where nobody can answer, it comes to a stop.
+  // drizzle-kit asks whether something was renamed. Without a terminal nobody can answer, and it
+  // stops.
   if (!process.stdin.isTTY) {
     process.stdin.destroy();
   }

@@ -8,7 +8,7 @@ export const migrate = databaseCommand({
   description:
     'Creates or updates the tables and views in the database that DATABASE_URL names. Several deploys may run it at once: they take turns, and one migrates.',
   summary: 'creates or updates the tables and views',
-  // Not by environment variables: those of the nightly refresh would hold for a deploy.
+  // Not set by environment variables: those of the nightly refresh would then apply to a deploy.
   settings: {
     lockTimeout: setting('--lock-timeout <duration>', 'how long to wait for another deploy', {
       preset: '10min',

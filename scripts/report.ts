@@ -8,13 +8,13 @@ import { type Figures, type FiguresOptions, readFigures } from './report/figures
 import { counted, warningsOf } from './report/wording.ts';
 import { bounds, setting } from './settings.ts';
 
-/** What --json prints of a report. */
+/** What --json prints about a report. */
 interface ReportFacts {
-  /** The path of the file that was written. */
+  /** The path of the written file. */
   file: string | null;
   bytes: number | null;
   users: number | null;
-  /** When the latest refresh began, an instant in ISO 8601. */
+  /** The instant at which the latest refresh began, in ISO 8601. */
   refreshedAt: string | null;
 }
 
@@ -59,19 +59,19 @@ export const report = databaseCommand({
 });
 
 interface ReportOptions extends FiguresOptions {
-  /** The path of the file to write, or to replace. */
+  /** The path of the file to write or replace. */
   out: string;
   title: string;
-  /** Told what is being done. */
+  /** Called with what is being done. */
   onStep?: (step: string) => void;
 }
 
 /**
- * Writes the report, and returns what it shows. A file that is there is replaced once the new
- * one is complete.
+ * Writes the report, and returns the path and size of the file and the figures in it. An existing
+ * file is replaced only when the new one is complete.
  *
- * Throws an Error that says what to do where the file cannot be written, a library is not
- * installed, or the figures cannot be read. The file is as it was then.
+ * Throws an Error that says what to do if the file cannot be written, a library is not installed,
+ * or the figures cannot be read. An existing file then stays unchanged.
  */
 export async function writeReport(
   session: Session,
@@ -100,8 +100,8 @@ export async function writeReport(
 }
 
 /**
- * Loads what draws the page: the libraries are optional peer dependencies, which no other
- * command needs. Throws an Error that says what to do where one of them is not installed.
+ * Loads the module that draws the page. Its libraries are optional peer dependencies, which no
+ * other command needs. Throws an Error that says what to do if one of them is not installed.
  */
 async function loadPage(): Promise<typeof import('./report/page.tsx')> {
   try {
@@ -124,11 +124,11 @@ interface Target {
   path: string;
   /** The owner and the permissions of the file that is replaced. */
   owner?: Pick<Stats, 'uid' | 'gid' | 'mode'>;
-  /** Tells the file that is there from another one. */
+  /** Identifies the present version of the file, or says that there is none. */
   state: string;
 }
 
-/** Where to write. Throws an Error where that cannot be a file. */
+/** Returns where to write. Throws an Error if there cannot be a file. */
 async function targetOf(out: string): Promise<Target> {
   const given = JSON.stringify(out);
   const path = resolve(out);
@@ -166,9 +166,9 @@ const stateOf = async (path: string): Promise<string> => {
 };
 
 /**
- * Writes a file under another name beside the old one, and gives it that name then: whoever
- * reads the old one meanwhile reads all of it. Returns false, and does nothing, if the file has
- * been replaced meanwhile: the figures in it may be younger.
+ * Writes a file under a temporary name beside the old one, then renames it. So a reader of the old
+ * file never reads a part of it. If the old file has been replaced meanwhile, does nothing and
+ * returns false: its figures may be newer.
  */
 async function replace({ path, owner, state }: Target, text: string): Promise<boolean> {
   const temporary = join(dirname(path), `.${randomUUID()}.tmp`);
@@ -181,9 +181,9 @@ async function replace({ path, owner, state }: Target, text: string): Promise<bo
       await file.close();
     }
     if (owner) {
-      // Who may not give files away owns the new one.
+      // A user who may not give files away owns the new one.
       await chown(temporary, owner.uid, owner.gid).catch(() => {});
-      await chmod(temporary, owner.mode & 0o777); // whatever the umask
+      await chmod(temporary, owner.mode & 0o777); // independent of the umask
     }
     if ((await stateOf(path)) !== state) {
       await rm(temporary);

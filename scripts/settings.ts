@@ -1,7 +1,7 @@
 import { Option } from 'commander';
 import { refreshDefaults } from '../views/refresh.ts';
 
-/** A setting of a command. The type of its value is known to TypeScript alone. */
+/** A setting of a command. Only TypeScript knows the type of its value. */
 export type Setting<Value = string> = Option & { value?: Value };
 
 /** The values of settings. */
@@ -10,8 +10,8 @@ export type Values<Settings extends Record<string, Setting<unknown>>> = {
 };
 
 /**
- * Declares a setting: its flag, what --help says of it, and what it is where it is not
- * given. An environment variable that is empty does not count.
+ * Declares a setting: its flag, its description for --help, and its default value. An empty
+ * environment variable counts as not set.
  */
 export function setting<Value = string>(
   flags: string,
@@ -22,13 +22,15 @@ export function setting<Value = string>(
   return variable && process.env[variable] !== '' ? option.env(variable) : option;
 }
 
-/** Declares a setting that may be given several times, once for each value. */
+/** Declares a setting that may be given several times, each time with one value. */
 export const repeatable = (flags: string, description: string): Setting<string[]> =>
   new Option(flags, description)
     .default([], 'none')
     .argParser((value, before: string[]) => [...before, value]);
 
-/** How long a refresh or a load waits, how much it takes, and what it puts up with. */
+/**
+ * The bounds of a refresh or a load: how long it waits, what it may use, and what loss it accepts.
+ */
 export const bounds = {
   lockTimeout: setting(
     '--lock-timeout <duration>',
@@ -52,7 +54,7 @@ export const bounds = {
   ),
 };
 
-/** What all commands share that work on a database. */
+/** The settings of all commands that work on a database. */
 export const shared = {
   retries: setting(
     '--retries <number>',

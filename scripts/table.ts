@@ -1,6 +1,6 @@
 import Table from 'cli-table3';
 
-/** A table for a terminal: a line of column names, and the rows under it. */
+/** Returns a table for a terminal: one line of column names, then the rows. */
 export function tableOf(columns: string[], rows: (string | null)[][]): string {
   const outline = ['top', 'bottom', 'left', 'right'].flatMap((side) =>
     ['', '-left', '-mid', '-right'].map((part) => [`${side}${part}`, '']),

@@ -2,14 +2,14 @@ import { type SQL, sql } from 'drizzle-orm';
 import type { PgDatabase, PgQueryResultHKT } from 'drizzle-orm/pg-core';
 import type { Input } from './catalog.ts';
 
-// Whether a view is what it was when it was last computed, and all that it was
-// computed from. That is known here, never guessed: in doubt the answer is no.
+// Decides whether a view, and everything it was computed from, is unchanged since it was last
+// computed. The decision is never a guess: in doubt the answer is no.
 
 /**
- * What a refresh has seen of a table or view in one statement. Its rows are the
- * same later on if there are as many, and none of them was written since: every
- * row that is there then was there before, so that with the same number of rows
- * none is missing. A changed row counts as written, since Postgres writes it anew.
+ * What one statement of a refresh saw of a table or view. Later on the rows are still the same if
+ * there are as many of them and none was written since: every row that is there was there before,
+ * and with the same number of rows none is missing. A changed row counts as written, because
+ * Postgres writes it anew.
  * https://www.postgresql.org/docs/16/mvcc.html
  */
 export interface Look {
@@ -17,19 +17,22 @@ export interface Look {
   relation: number;
   rows: number;
   /**
-   * The id of the oldest transaction that had not ended (the xmin of the snapshot),
-   * as text. What a transaction from there on has written may not have been seen.
+   * The id of the oldest transaction that had not ended (the xmin of the snapshot), as text. Rows
+   * written by this transaction or a later one may not have been seen.
    */
   snapshotXmin: string;
-  /** The id of the transaction that looked, as text. It has seen what it wrote itself. */
+  /** The id of the transaction that looked, as text. It saw the rows that it wrote itself. */
   transaction: string;
 }
 
-/** All that decides over the rows of a view, as it was when the view was last found up to date. */
+/** Everything that determines the rows of a view, as it was when the view was last up to date. */
 export interface Basis {
-  /** The oid of the database: a copy of it has the history, too. */
+  /**
+   * The oid of the database. It tells the database from a copy on the same server, which has the
+   * same history.
+   */
   database: number;
-  /** The time zones in use and their clocks, as a hash. */
+  /** A hash of the time zones in use and their clocks. */
   zones: string;
   inputs: Look[];
   view: Look;
@@ -37,13 +40,16 @@ export interface Basis {
 
 type Transaction = PgDatabase<PgQueryResultHKT>;
 
-/** A look, and whether the rows are the same as at the one before. */
+/** A look, and whether the rows are the same as in the look before. */
 interface Comparison {
   look: Look;
   isSame: boolean;
 }
 
-/** Looks at a table or view of the schema public, or another, and compares it with the look before. */
+/**
+ * Looks at a table or view, and compares it with the look before. Throws an Error if it could not
+ * be counted.
+ */
 export async function lookAt(
   tx: Transaction,
   { oid, schema, name }: { oid: number; schema: string; name: string },
@@ -75,9 +81,10 @@ export async function lookAt(
 }
 
 /**
- * Whether the ages of rows say anything about the time between two looks. They are
- * computed from the last 32 bits of an id, so that they are true for the last two
- * billion transactions. https://www.postgresql.org/docs/16/routine-vacuuming.html#VACUUM-FOR-WRAPAROUND
+ * Returns whether the ages of rows are meaningful between two looks. Postgres computes an age from
+ * the last 32 bits of a transaction id, so ages are right only for the last two billion
+ * transactions.
+ * https://www.postgresql.org/docs/16/routine-vacuuming.html#VACUUM-FOR-WRAPAROUND
  */
 function isComparable(before: Look, look: Look): boolean {
   const elapsed = BigInt(look.transaction) - BigInt(before.snapshotXmin);
@@ -85,9 +92,9 @@ function isComparable(before: Look, look: Look): boolean {
 }
 
 /**
- * Looks at all that a view reads, and compares it with the looks before. Returns
- * undefined if there is something that cannot be looked at. A view that was just
- * left alone needs no second look if it is compared with the same one.
+ * Looks at everything that a view reads, and compares it with the looks before. Returns undefined
+ * if the view reads something that cannot be looked at. A view that this refresh has just left
+ * alone is not looked at again if it would be compared with the same earlier look.
  */
 export async function lookAtInputs(
   tx: Transaction,
@@ -119,8 +126,8 @@ const isSameLook = (one: Look, other: Look | undefined): boolean =>
   one.transaction === other.transaction;
 
 /**
- * Which transactions had ended, as text. As long as it is the same, none has ended
- * since, and every statement in between has seen the same rows.
+ * Returns which transactions had ended, as text. While the text stays the same, no transaction has
+ * ended, so every statement in between has seen the same rows.
  */
 export async function snapshotOf(tx: Transaction): Promise<string | undefined> {
   const [current] = await tx
@@ -130,12 +137,13 @@ export async function snapshotOf(tx: Transaction): Promise<string | undefined> {
 }
 
 /**
- * Whether the first view shows no purchase, no user and no clock but those that the
- * looks before its REFRESH have seen. The REFRESH reads a little later than the
- * looks. What was committed in between is found by the next look, unless it was
- * deleted again by then: rows that were there for the REFRESH alone. So the view
- * may be taken for what the looks have seen if it has a row for each user that they
- * counted, and all that its rows refer to is there and was written before.
+ * Returns whether the first view shows only users, purchases and clocks that the looks before its
+ * REFRESH saw.
+ *
+ * The REFRESH reads a little later than the looks. The next look finds the rows that were committed
+ * in between, unless they were deleted again by then: only the REFRESH saw those. So the view
+ * counts as computed from what the looks saw if it has one row for each user that they counted, and
+ * if every row that it refers to still exists and was written before the looks.
  */
 export async function isComputedFrom(
   tx: Transaction,
@@ -178,17 +186,18 @@ export async function isComputedFrom(
 }
 
 /**
- * A hash of when the clocks of all time zones in use change from 1970 to 2040, to
- * the minute, and of what they show. It is another one after an upgrade of the time
- * zone data that moves local times. A change is seen if it lasts for four weeks, or
- * for a quarter before 1970; the instant of it is found by halving.
+ * Returns a hash of when, to the minute, the clocks of all time zones in use change from 1900 to
+ * 2040, and of the offsets that they change to. The hash changes when an upgrade of the time zone
+ * data moves local times. A change is found if it lasts for four weeks, or, before 1970, for a
+ * quarter of a year. Its instant is found by halving the period.
  *
- * Throws what Postgres says of a zone that it does not know (22023).
+ * Throws Postgres' error 22023 if the server does not know a zone.
  */
 export async function hashClocks(tx: Transaction): Promise<string> {
   const offsetAt = (instant: string): SQL =>
     sql.raw(`date_part('epoch', to_timestamp(${instant}) at time zone zone)::bigint - ${instant}`);
-  // Read first, because Citus runs a query on its tables elsewhere, and not each that is correct.
+  // Read in a query of its own: Citus runs queries on its tables on other servers, and cannot run
+  // every correct query.
   const zones = await tx
     .selectDistinct({ zone: sql<string>`coalesce(timezone_id, 'UTC')` })
     .from(sql`public.dim_branch`);
@@ -245,7 +254,10 @@ export async function hashClocks(tx: Transaction): Promise<string> {
   return clocks?.hash ?? '';
 }
 
-/** How many branches, and up to five of them, are in each zone that the server does not know. */
+/**
+ * Returns each zone that the server does not know, with the number of its branches and the ids of
+ * up to five of them.
+ */
 export const branchesOfUnknownZones = (
   tx: Transaction,
 ): PromiseLike<{ zone: string; branches: number; some: string[] }[]> =>
@@ -262,7 +274,7 @@ export const branchesOfUnknownZones = (
     .groupBy(sql`timezone_id`)
     .orderBy(sql`timezone_id`);
 
-/** What tells this database from others: its server, and its oid there. */
+/** Returns what identifies this database: its server, and its oid on that server. */
 export async function identify(tx: Transaction): Promise<{ server: string; database: number }> {
   const [identity] = await tx
     .select({

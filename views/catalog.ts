@@ -10,18 +10,18 @@ import {
 import { propertiesOf } from '../schema/properties.ts';
 import { readDistributed } from './citus.ts';
 
-/** What a refresh needs to know of a view, from the database itself. */
+/** What a refresh needs to know about a view. It is read from the database itself. */
 export interface CatalogedView {
   view: PgMaterializedView;
   name: string;
   oid: number;
   /** False for a view that was created or refreshed WITH NO DATA. */
   populated: boolean;
-  /** The role as which Postgres computes it. */
+  /** The role with whose privileges Postgres computes the view. */
   owner: string;
-  /** Whether the current role is that one, or a member of it. */
+  /** Whether the current role is the owner, or a member of it. */
   isOwned: boolean;
-  /** What its definition refers to, but for what is Postgres' own. */
+  /** What the definition of the view refers to, except what belongs to Postgres itself. */
   inputs: Input[];
 }
 
@@ -33,20 +33,26 @@ export interface Input {
   name: string | null;
   isTable: boolean;
   isReadable: boolean;
-  /** Whether its rows are on other servers, by Citus. */
+  /** Whether Citus keeps its rows on other servers. */
   isDistributed: boolean;
   /**
-   * Whether it is known if its rows have changed: it is an ordinary table or materialized
-   * view of this server without children, and no policy hides rows of it. On another server
-   * rows are written by transactions with ids of that server.
+   * Whether it can be known if the rows have changed. This is so for an ordinary table or
+   * materialized view of this server that has no children and no policy that hides rows. Rows on
+   * another server are written by transactions with ids of that server.
    */
   isExact: boolean;
 }
 
-/** A relation of ours by its name, whatever the search_path; NULL if it is not there. */
+/**
+ * Looks up one of our relations by its name, whatever the search_path is. NULL if it does not
+ * exist.
+ */
 export const relationOf = (name: string): SQL => sql`to_regclass(${`public.${name}`})`;
 
-/** What a relation's rule refers to: relations and their columns, and functions that are not Postgres' own. */
+/**
+ * The relations, columns and functions that a relation's rule refers to, without Postgres' own
+ * functions.
+ */
 const readBy = (relation: SQL): SQL => sql`
   select distinct pg_depend.refobjid as oid, pg_depend.refobjsubid as column_number
   from pg_rewrite
@@ -75,7 +81,7 @@ const inputsOf = (relation: SQL): SQL => sql`
   left join pg_class on read.oid = pg_class.oid
   left join pg_namespace on relnamespace = pg_namespace.oid`;
 
-/** The columns of a table or view that a view reads, as they are called now. */
+/** The columns of a table or view that a view reads, by their current names. */
 interface ReadColumns {
   oid: number;
   columns: string[];
@@ -90,25 +96,26 @@ const columnsOf = (relation: SQL): SQL => sql`
     group by read.oid
   ) as read_columns`;
 
-/** The relations that a view is declared to read, by name, and what goes by that name now. */
+/** A relation that a view is declared to read: its name, and the oid that now has this name. */
 interface DeclaredRelation {
   name: string;
   oid: number | null;
 }
 
-/** A unique index, and what keeps REFRESH … CONCURRENTLY from using it. */
+/** A unique index, and the flaw that keeps REFRESH … CONCURRENTLY from using it, or null. */
 interface UniqueIndex {
   name: string;
   flaw: string | null;
 }
 
 /**
- * Looks up a view to refresh, and checks beforehand what would make the refresh
- * fail. https://www.postgresql.org/docs/16/sql-refreshmaterializedview.html
+ * Looks up a view, and checks in advance for everything that would make its refresh fail.
+ * https://www.postgresql.org/docs/16/sql-refreshmaterializedview.html
  *
- * Throws an Error that says what is wrong and what to do: the view is not there, it has no
- * unique index that REFRESH … CONCURRENTLY can use, it reads other tables than are
- * declared, or the current role may not refresh it, unless it is only to look.
+ * Throws an Error that says what is wrong and what to do if the view does not exist or is not a
+ * materialized view, if it has no unique index that REFRESH … CONCURRENTLY can use, or if it does
+ * not read the declared tables and columns. Unless `isToRefresh` is false, also throws if the
+ * current role may not refresh the view or may not read its tables.
  */
 export async function catalogView(
   db: PgDatabase<PgQueryResultHKT>,
@@ -123,7 +130,7 @@ export async function catalogView(
       populated: sql<boolean>`relispopulated`,
       role: sql<string>`current_user`,
       owner: sql<string>`pg_get_userbyid(relowner)`,
-      // As a case, because Postgres 16 knows no privilege of that name.
+      // In a CASE, because Postgres 16 does not know the privilege "maintain".
       mayRefresh: sql<boolean>`
         pg_has_role(relowner, 'usage')
         or case
@@ -204,7 +211,7 @@ export async function catalogView(
 const nameOf = ({ oid, schema, name }: Pick<Input, 'oid' | 'schema' | 'name'>): string =>
   name === null ? `the function ${oid}` : schema === 'public' ? name : `${schema}.${name}`;
 
-/** The name of the table or view that a column belongs to. */
+/** Returns the name of the table or view that a column belongs to. */
 const relationNameOf = (column: PgColumn): string => {
   const relation: unknown = column.table;
   return is(relation, PgTable)
@@ -212,18 +219,21 @@ const relationNameOf = (column: PgColumn): string => {
     : getViewName(relation as PgMaterializedView);
 };
 
-/** The names of the columns of a relation that a view is declared to read. */
+/** Returns the names of the columns of a relation that a view is declared to read. */
 const declaredColumns = (view: PgMaterializedView, relation: string): string[] =>
   (propertiesOf(view)?.reads ?? [])
     .filter((column) => relationNameOf(column) === relation)
     .map(({ name }) => name);
 
-/** The names of the tables and views that a view is declared to read. */
+/** Returns the names of the tables and views that a view is declared to read. */
 export const declaredInputs = (view: PgMaterializedView): string[] => [
   ...new Set((propertiesOf(view)?.reads ?? []).map(relationNameOf)),
 ];
 
-/** Says that a relation is not there, and why: another one of ours is there, or none is. */
+/**
+ * Returns the Error for a relation that does not exist. Its reason depends on whether another of
+ * our relations exists (`other`).
+ */
 export const missing = (relation: string, other: string | undefined): Error =>
   new Error(
     other === undefined
@@ -232,9 +242,9 @@ export const missing = (relation: string, other: string | undefined): Error =>
   );
 
 /**
- * A query for who has locked something, or waits for a lock that comes before
- * ours: one row per session or prepared transaction, `holder` in words. The
- * condition picks from pg_locks.
+ * A query for the sessions and prepared transactions that hold a lock, or wait for one that comes
+ * before ours. It has one row for each, with `holder` in words. The condition selects from
+ * pg_locks.
  * https://www.postgresql.org/docs/16/view-pg-locks.html
  */
 export const lockHolders = (condition: SQL): SQL => sql`
@@ -267,10 +277,10 @@ export const lockHolders = (condition: SQL): SQL => sql`
     pg_locks.mode)`;
 
 /**
- * Who keeps others from refreshing a view, by what they have locked: the view
- * itself, what it reads, or tables that one at a time may lock. A refresh takes
- * EXCLUSIVE on the view, ACCESS SHARE on what it reads, SHARE UPDATE EXCLUSIVE on the
- * tables of turns.
+ * Returns which sessions and prepared transactions keep others from refreshing a view, with their
+ * locks: on the view itself, on what it reads, or on the tables in `turns`, which only one session
+ * at a time may lock. A refresh takes EXCLUSIVE on the view, ACCESS SHARE on what it reads, and
+ * SHARE UPDATE EXCLUSIVE on the tables in `turns`.
  * https://www.postgresql.org/docs/16/explicit-locking.html#LOCKING-TABLES
  */
 export async function lockHoldersInTheWay(

@@ -3,11 +3,13 @@ import type { PgTable } from 'drizzle-orm/pg-core';
 import { dimBranch } from '../schema/index.ts';
 import { hasCitus, once, type Session } from './session.ts';
 
-// What the extension Citus knows of distributed tables: https://docs.citusdata.com/en/stable/develop/api_metadata.html
+// What the extension Citus records about distributed tables:
+// https://docs.citusdata.com/en/stable/develop/api_metadata.html
 
 /**
- * One row per table that Citus manages: `name`, its `column` of distribution, its group of
- * colocation, and whether it is a reference table. (The view citus_tables waits for locks.)
+ * One row per table in `public` that Citus manages: its `oid` and `name`, its distribution
+ * `column`, whether it is distributed or a reference table, and its colocation group. (The view
+ * citus_tables is not used, because it waits for locks.)
  */
 export const citusTables: SQL = sql`
   select
@@ -21,7 +23,9 @@ export const citusTables: SQL = sql`
   inner join pg_class on pg_class.oid = logicalrelid
   where relnamespace = to_regnamespace('public')`;
 
-/** The oids of the tables in `public` whose rows are on other servers. */
+/**
+ * Returns the oids of the tables in `public` that Citus manages, whose rows are on other servers.
+ */
 export async function readDistributed(tx: Session): Promise<number[]> {
   const [found] = await tx.select({ hasCitus }).from(once);
   if (!found?.hasCitus) {
@@ -34,11 +38,12 @@ export async function readDistributed(tx: Session): Promise<number[]> {
 }
 
 /**
- * The transactions of Citus that are prepared on a server, and not committed there yet. It
- * commits a transaction that writes to several on one after the other. If one was lost in
- * between, that comes later, by itself.
+ * Returns the transactions that Citus has prepared on a server, and not committed there yet. If a
+ * transaction writes to several servers, Citus commits it on one after the other. If a server is
+ * lost in between, Citus commits there later, by itself.
  *
- * Throws an Error with the code of what may succeed in a moment if a worker does not answer.
+ * If a worker does not answer, throws an Error with the code CONNECTION_FAILURE, which callers
+ * retry.
  */
 export async function readPrepared(tx: Session): Promise<string[]> {
   const prepared = `
@@ -70,18 +75,19 @@ export async function readPrepared(tx: Session): Promise<string[]> {
   );
 }
 
-/** What to do where a prepared transaction stays. */
+/** What to do if a prepared transaction stays. */
 export const adviceOnPrepared =
   'Citus commits it within a minute after a lost server is back. If it stays, run "select recover_prepared_transactions()" on the coordinator, and check that max_worker_processes is high enough: Citus needs one background process per database.';
 
-/** How often, and after how many seconds each time, to look whether a commit has arrived. */
+/** How often to check whether a commit has arrived, and the pause after each check, in seconds. */
 const looks = 10;
 const pauseSeconds = 0.5;
 
 /**
- * Waits for what has been committed to be visible on all servers. Throws an Error that says
- * so, with the code of what may succeed in a moment, if it takes long, or if servers have
- * different copies of a table that all of them have.
+ * Waits until everything that was committed is visible on all servers.
+ *
+ * Throws an Error with the code OBJECT_IN_USE, which callers retry, if that takes too long, or if
+ * the servers have different copies of a table that each of them has. The Error names the reason.
  */
 export async function untilSettled(tx: Session, signal: AbortSignal | undefined): Promise<void> {
   await untilCommitted(tx, signal);
@@ -97,7 +103,7 @@ async function untilCommitted(tx: Session, signal: AbortSignal | undefined): Pro
   for (let look = 1; ; look += 1) {
     signal?.throwIfAborted();
     const open = await readPrepared(tx);
-    // Whatever was prepared later is a transaction of others, which writes to no loaded rows.
+    // A transaction that was prepared later belongs to others, and writes no loaded rows.
     const before = waitedFor ?? open;
     waitedFor = open.filter((gid) => before.includes(gid));
     if (waitedFor.length === 0) {
@@ -115,13 +121,17 @@ async function untilCommitted(tx: Session, signal: AbortSignal | undefined): Pro
   }
 }
 
-/** What each server says of its shards of a table. In the command, %s is the name of a shard. */
+/**
+ * A query that runs a command on each shard of a table, and returns what its server answers. In the
+ * command, %s is the name of the shard.
+ */
 export const onShards = (table: PgTable, command: string): SQL => sql`
   select format('%s:%s', nodename, nodeport) as server, shardid as shard, success, result
   from run_command_on_placements(${`public.${getTableName(table)}`}::regclass, ${command})`;
 
 /**
- * How the servers' copies of dim_branch differ, in words; undefined if they are the same. Users are joined with the copy of the server that has them.
+ * Returns a sentence on how the servers' copies of dim_branch differ, or undefined if they are the
+ * same. Each user is joined with the copy on the server that has the user.
  */
 export async function differentCopies(tx: Session): Promise<string | undefined> {
   const columns = Object.values(getTableColumns(dimBranch)).map(({ name }) => `"${name}"`);
@@ -148,6 +158,6 @@ export async function differentCopies(tx: Session): Promise<string | undefined> 
 export const adviceOnCopies =
   'Correct the rows of dim_branch on the server whose copy is wrong, or load the rows into a new database.';
 
-/** Both may pass: https://www.postgresql.org/docs/16/errcodes-appendix.html */
+/** Failures with these codes may pass: https://www.postgresql.org/docs/16/errcodes-appendix.html */
 const CONNECTION_FAILURE = '08006';
 const OBJECT_IN_USE = '55006';

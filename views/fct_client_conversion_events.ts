@@ -11,11 +11,11 @@ import { readerRole, withProperties } from '../schema/properties.ts';
 import { conversionEventTypes, leadStatuses } from './values.ts';
 
 /**
- * One row per user, leads included: the user's first membership, first credit
- * pack, and as `clientConversion…` whichever of the two came first.
+ * One row per user, leads included: the user's first membership, first credit pack, and as
+ * `clientConversion…` the one that came first.
  *
- * Every local time is in the time zone of the user's own branch, the row's
- * `branchId`. The columns are those of figure 1.4.1 of the brief, in its order.
+ * Every local time is in the time zone of the user's own branch (`branchId`). The columns, and
+ * their order, are from figure 1.4.1 of the brief.
  */
 export const fctClientConversionEvents = withProperties(
   publicMaterializedView('fct_client_conversion_events', {

@@ -6,12 +6,12 @@ import { fctClientConversionEvents } from './fct_client_conversion_events.ts';
 import { conversionEventFilters, conversionEventTypes, leadStatuses } from './values.ts';
 
 /**
- * Three rows per user, one per `clientConversionEventFilter`: the purchase that
- * turned the lead into a client, if only the filter's purchases count as one.
- * `leadStatus` is judged under the row's filter too.
+ * Three rows per user, one per `clientConversionEventFilter`: the purchase that turned the lead
+ * into a client if only the purchases that the filter considers count. `leadStatus` follows the
+ * filter of the row, too.
  *
- * Every local time is in the time zone of the user's own branch, the row's
- * `branchId`. The columns are those of figure 1.4.2 of the brief, in its order.
+ * Every local time is in the time zone of the user's own branch (`branchId`). The columns, and
+ * their order, are from figure 1.4.2 of the brief.
  */
 export const fctLeadConversions = withProperties(
   publicMaterializedView('fct_lead_conversions', {

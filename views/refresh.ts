@@ -61,27 +61,29 @@ import { viewRefreshes } from './view_refreshes.ts';
  * undefined counts as not given.
  */
 export interface RefreshOptions {
-  /** How long to wait for a lock that another session holds. `0` waits for ever. */
+  /** How long to wait for a lock that another session holds. `0` waits forever. */
   lockTimeout?: string | undefined;
   /** How long the refresh of one view may take. `0` sets no limit. */
   statementTimeout?: string | undefined;
-  /** Memory for each sort and hash table of a refresh; what needs more goes to disk. */
+  /** Memory for each sort and hash table of a refresh. Whatever needs more goes to disk. */
   workMem?: string | undefined;
   /**
-   * The share of the users, and of the clients, of the first view that a refresh
-   * may take away, such as `20%`. `100%` sets no limit.
+   * The largest share of the users, and of the clients, that the first view may lose in a refresh,
+   * such as `20%`. `100%` sets no limit.
    */
   maxLoss?: string | undefined;
   /** Recomputes views that are known to be up to date, too. */
   force?: boolean | undefined;
   /**
-   * Cancels the refresh, which then changes nothing. The statement that runs is
-   * cancelled on a second connection of `db`; without one, it first comes to its end.
+   * Cancels the refresh, which then changes nothing. The running statement is cancelled on a second
+   * connection of `db`. Without a second connection, that statement runs to its end first.
    */
   signal?: AbortSignal | undefined;
-  /** Told when a step on a view begins. */
+  /** Called when a step on a view begins. */
   onStep?: ((step: RefreshStep) => void) | undefined;
-  /** Told what was done to the views as soon as it is committed, before they are vacuumed. */
+  /**
+   * Called with what was done to the views as soon as it is committed, before they are vacuumed.
+   */
   onCommit?: ((views: ViewRefresh[]) => void) | undefined;
 }
 
@@ -105,13 +107,13 @@ export interface ViewRefresh {
   view: string;
   mode: RefreshMode;
   /**
-   * Whether it reads tables whose rows are on other servers, by Citus. Then it is recomputed
-   * every time, because it is not known whether they have changed.
+   * Whether it reads tables whose rows Citus keeps on other servers. Such a view is recomputed
+   * every time, because it cannot be known whether those rows have changed.
    */
   readsDistributed: boolean;
   /** Rows in the view after the refresh. */
   rows: number;
-  /** Rows that the refresh inserted; a changed row is one deleted and one inserted. */
+  /** Rows that the refresh inserted. A changed row counts as one deleted and one inserted. */
   inserted: number;
   /** Rows that the refresh deleted. */
   deleted: number;
@@ -121,40 +123,43 @@ export interface ViewRefresh {
 
 /** What a refresh of all views did. */
 export interface RefreshReport {
-  /** `skipped`, with nothing changed, if another refresh or a migration of the views was running. */
+  /**
+   * `skipped`, with nothing changed, if another refresh or a migration of the views was running, or
+   * somebody was holding off refreshes.
+   */
   outcome: 'refreshed' | 'skipped';
   /** Why it was skipped, in a sentence; null if it was not. */
   reason: string | null;
   /** One entry per view, in the order in which they were refreshed. */
   views: ViewRefresh[];
-  /** What went wrong once the views were refreshed, in sentences. */
+  /** What went wrong after the views were refreshed, in sentences. */
   warnings: string[];
-  /** How long it took in all, in whole milliseconds. */
+  /** How long everything took, in whole milliseconds. */
   durationMs: number;
 }
 
-/** The views, each after those that it reads. */
+/** The views. Each comes after the views that it reads. */
 export const viewsInOrder: PgMaterializedView[] = [fctClientConversionEvents, fctLeadConversions];
 
 /**
- * Refreshes all views in one transaction: readers never wait, see all views
- * before or all after, and the views always agree. Writes `view_refreshes` in
- * the same transaction, and vacuums the views that changed after it.
+ * Refreshes all views in one transaction. Readers never wait, they see all views either before or
+ * after the refresh, and the views always agree. Writes `view_refreshes` in the same transaction.
+ * Vacuums the changed views afterwards.
  *
- * Each view is refreshed with REFRESH MATERIALIZED VIEW CONCURRENTLY, but with a
- * plain REFRESH if it is not populated. It is left alone if it is known that the
- * view, and all that it reads, are what they were when it was last computed: see
- * `mode` in the report. Does nothing while another refresh or a migration of the
- * views is running: see `outcome`.
+ * A populated view is refreshed with REFRESH MATERIALIZED VIEW CONCURRENTLY, any other with a plain
+ * REFRESH. A view is left alone if it, and everything that it reads, is known to be unchanged since
+ * it was last computed (see `mode` in the report). Nothing is done while another refresh or a
+ * migration of the views is running (see `outcome`).
  * https://www.postgresql.org/docs/16/sql-refreshmaterializedview.html
  *
- * Throws, and leaves the views as they were: an Error that says what to do when
- * the database is not ready for it (not migrated, the wrong role, no unique
- * index, a table swapped by renaming), when the input cannot be trusted
- * (row-level security hides rows, a time zone is unknown, more is missing than
- * `maxLoss` allows), or when a timeout strikes, then with the sessions that are
- * in the way; the signal's reason; and Drizzle's DrizzleQueryError for whatever
- * else Postgres refuses.
+ * If it throws, the views are as they were, unless the connection was lost during the commit: the
+ * Error then says that this is unknown. It throws:
+ * - an Error that says what to do if the database is not ready (not migrated, the wrong role, no
+ *   unique index, a table swapped by renaming), or if the input cannot be trusted (row-level
+ *   security hides rows, a time zone is unknown, more is missing than `maxLoss` allows);
+ * - an Error that names the sessions in the way if a timeout was reached;
+ * - the signal's reason if that was aborted;
+ * - Drizzle's DrizzleQueryError for anything else that Postgres refuses.
  */
 export async function refreshViews<Schema extends Record<string, unknown>>(
   db: PgDatabase<PgQueryResultHKT, Schema, ExtractTablesWithRelations<Schema>>,
@@ -204,11 +209,11 @@ interface Outcome extends Facts {
 type Bounds = RefreshOptions & typeof refreshDefaults & { force: boolean };
 
 /**
- * The transaction is READ COMMITTED. In REPEATABLE READ the views could come to
- * disagree: having waited for somebody's REFRESH by hand, the refresh would see
- * the first view as it was before that, and compute the second from rows that
- * are gone. Like this each view is computed from what is in the one before it,
- * which nobody else can change until the commit.
+ * Refreshes the views in a READ COMMITTED transaction. In REPEATABLE READ the views could come to
+ * disagree: after waiting for somebody's manual REFRESH, this refresh would still see the first
+ * view as it was before that, and would compute the second view from rows that are gone. In READ
+ * COMMITTED each view is computed from the current rows of the view before it, which nobody else
+ * can change until the commit.
  * https://www.postgresql.org/docs/16/transaction-iso.html
  */
 async function refreshInTransaction(session: Session, bounds: Bounds): Promise<Outcome> {
@@ -231,7 +236,7 @@ async function refreshInTransaction(session: Session, bounds: Bounds): Promise<O
       viewAtWork = view;
       await lockView(tx, view);
     }
-    // Again, because whoever had the locks before may have replaced or renamed something.
+    // Checked again, because a session that held the locks may have replaced or renamed something.
     const catalog = await preflight(tx);
     const circumstances: Circumstances = {
       ...(await identify(tx)),
@@ -248,7 +253,7 @@ async function refreshInTransaction(session: Session, bounds: Bounds): Promise<O
       views.push(await refreshView(tx, view, circumstances));
     }
     signal?.throwIfAborted();
-    // So that the vacuum, which counts anew what is dead, comes after our own counts.
+    // Flushes our counts first, so the vacuum, which counts dead rows anew, comes after them.
     await tx.select({ flushed: sql`pg_stat_force_next_flush()` }).from(once);
     return { ...facts, result: { outcome: 'refreshed', reason: null, views } };
   };
@@ -259,7 +264,7 @@ async function refreshInTransaction(session: Session, bounds: Bounds): Promise<O
   }
 }
 
-/** A share in percent. Throws an Error that shows what is none. */
+/** Returns a share in percent. Throws an Error that quotes the text if it is not a percentage. */
 export function percentOf(text: string): number {
   const [, number = ''] = /^(\d+(?:\.\d+)?) ?%$/.exec(text) ?? [];
   if (number === '' || Number(number) > 100) {
@@ -270,31 +275,34 @@ export function percentOf(text: string): number {
   return Number(number);
 }
 
-/** How many percent are lost, if that is more than is allowed. */
+/** Returns how many percent are lost if that is more than is allowed, otherwise undefined. */
 export function percentLost(of: number, lost: number, maxLoss: number): number | undefined {
-  // With room for what a product of decimal fractions is off.
+  // The margin covers the rounding error of multiplying decimal fractions.
   const isTooMuch = lost * 100 > of * maxLoss + 1e-6;
   return isTooMuch ? Math.ceil((10_000 * lost) / of) / 100 : undefined;
 }
 
-/** What the server says of a transaction. */
+/** What the server reports about a transaction. */
 interface Facts {
   /** The id of the transaction. */
   transaction: string;
   lockTimeoutMs: number;
 }
 
-/** Bounds a transaction, and what it leaves behind. */
+/**
+ * Sets the bounds of a transaction, and makes it end when its client is gone. Returns its id and
+ * its lock timeout.
+ */
 async function setBounds(tx: Session, bounds: Bounds): Promise<Facts> {
   await tx.execute(
     setLocally({
       lock_timeout: bounds.lockTimeout,
       work_mem: bounds.workMem,
       ...endWhenGone,
-      // REFRESH … CONCURRENTLY analyzes its copy of the new rows, which it then
-      // reads as a whole: a small sample tells enough, and is quicker.
+      // REFRESH … CONCURRENTLY analyzes its copy of the new rows, which it then reads as a whole. A
+      // small sample is enough for that, and quicker.
       default_statistics_target: '10',
-      // Where a policy would keep rows from it, REFRESH fails, for owners too.
+      // Makes REFRESH fail, for owners too, if a policy would hide rows from it.
       row_security: 'off',
     }),
   );
@@ -309,14 +317,14 @@ async function setBounds(tx: Session, bounds: Bounds): Promise<Facts> {
   return facts;
 }
 
-/** Looks up the views, and throws an Error that says what to do where a refresh would fail. */
+/** Looks up the views. Throws an Error that says what to do if a refresh would fail. */
 async function preflight(tx: Session): Promise<CatalogedView[]> {
   const history = getTableName(viewRefreshes);
   await refuseIncomplete(tx, history);
   const [facts] = await tx
     .select({
       role: sql<string>`current_user`,
-      // The lock of a refresh needs one of those behind select and insert.
+      // The lock of a refresh needs one of update, delete and truncate.
       mayWrite: sql<boolean>`
         has_table_privilege(${relationOf(history)}, 'select')
         and has_table_privilege(${relationOf(history)}, 'insert')
@@ -341,7 +349,7 @@ async function preflight(tx: Session): Promise<CatalogedView[]> {
   return catalog;
 }
 
-/** Throws an Error that says so if the schema may not be used, or a relation is not there. */
+/** Throws an Error if the role may not use the schema, or if a relation does not exist. */
 async function refuseIncomplete(tx: Session, history: string): Promise<void> {
   const [schema] = await tx
     .select({
@@ -367,17 +375,17 @@ async function refuseIncomplete(tx: Session, history: string): Promise<void> {
   }
 }
 
-/** A view, and what it is declared to read. */
+/** Returns the names of a view and of what it is declared to read. */
 const namesOf = (view: PgMaterializedView): string[] => [
   getViewName(view),
   ...declaredInputs(view),
 ];
 
 /**
- * Keeps the tables that are read from being renamed, altered or truncated before the
- * views are computed, so that what is looked at is what is read. A REFRESH that
- * waited for the lock itself would read with the snapshot from before its wait, and
- * find a table empty that was truncated and filled again meanwhile.
+ * Keeps the tables from being renamed, altered or truncated before the views are computed, so the
+ * rows that are read are the rows that were looked at. If the REFRESH itself waited for the lock,
+ * it would read with the snapshot from before its wait, and would find a table empty that was
+ * truncated and filled again meanwhile.
  * https://www.postgresql.org/docs/16/mvcc-caveats.html
  */
 async function lockTables(tx: Session, catalog: CatalogedView[]): Promise<void> {
@@ -390,14 +398,14 @@ async function lockTables(tx: Session, catalog: CatalogedView[]): Promise<void> 
   }
 }
 
-/** Whether a view reads tables whose rows are on other servers. */
+/** Returns whether a view reads tables whose rows are on other servers. */
 const isOfSeveralServers = ({ inputs }: CatalogedView): boolean =>
   inputs.some(({ isDistributed }) => isDistributed);
 
 /**
- * Keeps loads from being committed while distributed tables are read, and waits until all of
- * the last one is visible: each server commits on its own, and each is read at another moment.
- * Throws an Error if they have different copies of a table that all of them have.
+ * Keeps loads from committing while distributed tables are read, and waits until the last load is
+ * visible everywhere: each server commits on its own, and each is read at another moment. Throws an
+ * Error if the servers have different copies of a table that each of them has.
  */
 async function keepOutLoads(tx: Session, signal: AbortSignal | undefined): Promise<void> {
   await tx.execute(sql`lock table ${inputLoads} in share update exclusive mode`);
@@ -405,10 +413,10 @@ async function keepOutLoads(tx: Session, signal: AbortSignal | undefined): Promi
 }
 
 /**
- * Keeps others from refreshing a view, also one that is left alone. LOCK TABLE does
- * not take materialized views. This statement takes SHARE UPDATE EXCLUSIVE on the
- * view, and changes nothing, since no index of it is marked for CLUSTER. It is for
- * owners: where the role is none, the views are recomputed every time.
+ * Keeps others from refreshing a view, even one that is left alone. LOCK TABLE does not accept
+ * materialized views. This statement takes SHARE UPDATE EXCLUSIVE on the view, and changes nothing,
+ * because no index of the view is marked for CLUSTER. Only owners may run it. If the role is not
+ * the owner, the views are recomputed every time.
  */
 async function lockView(tx: Session, { view, isOwned }: CatalogedView): Promise<void> {
   if (isOwned) {
@@ -416,7 +424,10 @@ async function lockView(tx: Session, { view, isOwned }: CatalogedView): Promise<
   }
 }
 
-/** The clocks of all time zones in use, as a hash; undefined if this role may not read the branches. */
+/**
+ * Returns a hash of the clocks of all time zones in use, or undefined if this role may not read all
+ * branches.
+ */
 async function readClocks(tx: Session, catalog: CatalogedView[]): Promise<string | undefined> {
   const branches = catalog
     .flatMap(({ inputs }) => inputs)
@@ -425,16 +436,19 @@ async function readClocks(tx: Session, catalog: CatalogedView[]): Promise<string
   return branches?.isReadable && isWhole ? await hashClocks(tx) : undefined;
 }
 
-/** What is the same for all views of a refresh. */
+/** What is the same for all views of one refresh. */
 interface Circumstances {
   /** See `server` of view_refreshes. */
   server: string;
-  /** See `Basis`. Undefined where this role cannot tell. */
+  /** See `Basis`. Undefined if this role cannot read the time zones. */
   database: number;
   clocks: string | undefined;
   /** Whether to recompute views that may be up to date. */
   isForced: boolean;
-  /** The views that were left alone so far, which are locked, with their bases before and the looks at them now. */
+  /**
+   * The views that were left alone so far, which are locked: the look in the basis of each, and the
+   * look at it now.
+   */
   leftAlone: { before: Look; look: Look }[];
   /** In percent. */
   maxLoss: number;
@@ -443,8 +457,8 @@ interface Circumstances {
 /**
  * Brings one view up to date, unless it is known to be, and records that.
  *
- * The inputs are looked at before the view is computed, so that what is committed
- * in between counts as a change next time, although the view may have it already.
+ * The inputs are looked at before the view is computed. So rows that are committed in between count
+ * as a change next time, although the view may have them already.
  */
 async function refreshView(
   tx: Session,
@@ -503,7 +517,10 @@ async function refreshView(
   return refresh;
 }
 
-/** Whether a view that was just refreshed is known to be computed from what the looks at its inputs have seen. */
+/**
+ * Returns whether a view that was just refreshed is known to be computed from what the looks at its
+ * inputs saw.
+ */
 async function isComputed(
   tx: Session,
   { view, inputs }: CatalogedView,
@@ -517,11 +534,11 @@ async function isComputed(
     };
     return await isComputedFrom(tx, rows, lookOf);
   }
-  // Nobody else can have changed the views that it reads, which are locked.
+  // The views that it reads are locked, so nobody else can have changed them.
   return inputs.every(({ name }) => viewsInOrder.some((other) => getViewName(other) === name));
 }
 
-/** The basis on which a view was last up to date, if it is known. */
+/** Returns the basis on which a view was last up to date, or undefined if it is not known. */
 async function lastBasis(tx: Session, view: string, server: string): Promise<Basis | undefined> {
   const [last] = await tx
     .select({ basis: viewRefreshes.basis, writtenBy: sql<string>`xmin::text` })
@@ -532,12 +549,12 @@ async function lastBasis(tx: Session, view: string, server: string): Promise<Bas
   if (!last?.basis) {
     return undefined;
   }
-  // Written by another transaction than the one that looked, it was restored from a dump.
+  // If another transaction wrote the row than the one that looked, it was restored from a dump.
   const looked = BigInt(last.basis.view.transaction) % 2n ** 32n;
   return last.writtenBy === String(looked) ? last.basis : undefined;
 }
 
-/** What must not suddenly be missing from the first view: its users, and its clients under each filter. */
+/** What the first view must not suddenly lose: its users, and its clients under each filter. */
 const guarded = {
   users: sql`true`,
   clients: sql`${fctClientConversionEvents.leadStatus} = 'CLIENT'`,
@@ -545,7 +562,10 @@ const guarded = {
   'clients by credit pack': sql`${fctClientConversionEvents.firstCreditPackId} is not null`,
 };
 
-/** Throws if the refresh of the first view takes away a larger share of anything guarded than is allowed. */
+/**
+ * Runs a refresh. Throws if it takes away from the first view a larger share of anything guarded
+ * than is allowed.
+ */
 async function guardingAgainstLoss(
   tx: Session,
   view: PgMaterializedView,
@@ -582,7 +602,7 @@ interface Changes {
   deleted: number;
 }
 
-/** Rows of a view that this transaction has inserted and deleted so far. */
+/** Returns how many rows of a view this transaction has inserted and deleted so far. */
 async function changesInTransaction(tx: Session, view: number): Promise<Changes> {
   const [changes] = (await tx
     .select({
@@ -593,7 +613,10 @@ async function changesInTransaction(tx: Session, view: number): Promise<Changes>
   return changes;
 }
 
-/** Says of which view the refresh has failed, and what to do, where Postgres alone would not. */
+/**
+ * Returns the error to throw. Where Postgres' message alone is not enough, the error says which
+ * view was not refreshed, and what to do.
+ */
 async function explainFailure(
   session: Session,
   error: unknown,
@@ -653,7 +676,7 @@ function describeZones(unknown: Awaited<ReturnType<typeof branchesOfUnknownZones
   return `Nothing was refreshed, because the server no longer knows the time zones of some branches: ${zones.join('; ')}. Either write the current name of each zone to dim_branch.timezone_id (America/New_York for US/Eastern), or install the legacy names on the server (the package tzdata-legacy on Debian and Ubuntu).`;
 }
 
-/** Which tables that a view reads have row-level security that holds for its owner. */
+/** Returns the tables that a view reads and whose row-level security applies to its owner. */
 async function tablesWithPolicies(
   tx: Session,
   { inputs, owner }: CatalogedView,

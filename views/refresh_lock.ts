@@ -3,26 +3,27 @@ import { relationOf } from './catalog.ts';
 import { LOCK_NOT_AVAILABLE, once, type Session } from './session.ts';
 import { viewRefreshes } from './view_refreshes.ts';
 
-/** In pg_locks, what sessions have locked, or wait to lock, of the history. */
+/** The condition for rows of pg_locks: locks on the history, held or waited for. */
 const isOnHistory = sql`
   pg_locks.locktype = 'relation'
   and pg_locks.relation = ${relationOf(getTableName(viewRefreshes))}
   and pg_locks.database = (select oid from pg_database where datname = current_database())`;
 
-/** How long to wait for the lock before looking at who has it, in milliseconds. */
+/** How long to wait for the lock before looking who holds it, in milliseconds. */
 const firstWaitMs = 1000;
 
 /**
- * Takes the lock of a refresh: SHARE UPDATE EXCLUSIVE on the history, which one
- * session can have at a time, and keep only if it may write there. Returns why
- * there is to be no refresh if another one or a migration has the lock, or if
- * somebody has it to hold off refreshes. Whatever else has locked the history, such as
- * a VACUUM, is waited for as long as the lock timeout allows; an error with the
- * code LOCK_NOT_AVAILABLE comes after that.
+ * Takes the lock of a refresh: SHARE UPDATE EXCLUSIVE on the history. One session at a time can
+ * have it, and only a role that may write to the history can keep it.
  *
- * It waits a moment before it looks, because some statements take the lock before
- * Postgres refuses them (COMMENT ON TABLE of a role that does not own it). Who is
- * first in the queue gets past them.
+ * Returns undefined once it has the lock. Returns the reason not to refresh if another refresh or a
+ * migration has the lock, or if somebody holds off refreshes with it. Waits up to the lock timeout
+ * for anything else that has locked the history, such as a VACUUM, and then throws an Error with
+ * the code LOCK_NOT_AVAILABLE.
+ *
+ * It waits a moment before it looks, because some statements take the lock before Postgres refuses
+ * them (COMMENT ON TABLE by a role that does not own the table). The first session in the queue
+ * gets the lock after them.
  */
 export async function takeLock(tx: Session, lockTimeoutMs: number): Promise<string | undefined> {
   const isUnlimited = lockTimeoutMs === 0;
@@ -46,12 +47,12 @@ export async function takeLock(tx: Session, lockTimeoutMs: number): Promise<stri
 }
 
 /**
- * Locks the history, and tells whether that was possible in time. A block catches
- * the failure on the server. To catch it here would take a savepoint, which the
- * driver may leave open, and with which rows get the id of a subtransaction.
+ * Locks the history, and returns whether that was possible in time. A PL/pgSQL block catches the
+ * failure on the server. To catch it here would take a savepoint, which the driver may leave open,
+ * and with which rows get the id of a subtransaction.
  */
 async function lockHistory(tx: Session, timeoutMs: number): Promise<boolean> {
-  // ROW SHARE, which is in nobody's way, marks a refresh or a migration.
+  // ROW SHARE blocks none of these sessions. It marks the holder as a refresh or a migration.
   await tx.execute(sql`
     do $$
     declare
@@ -73,10 +74,10 @@ async function lockHistory(tx: Session, timeoutMs: number): Promise<boolean> {
 }
 
 /**
- * Why there is to be no refresh, by who has its lock. A session that holds off
- * refreshes has locked nothing else but what it reads of other tables, unlike a
- * VACUUM, an ANALYZE or a change of the history, which lock its indexes, write to
- * the catalog, or report their progress.
+ * Returns the reason not to refresh, judged by who has the lock, or undefined. A session that holds
+ * off refreshes has locked nothing else, except other tables that it reads. A VACUUM, an ANALYZE or
+ * a change of the history is different: it locks the indexes of the history, writes to the catalog,
+ * or reports its progress.
  */
 async function reasonNotToRefresh(tx: Session): Promise<string | undefined> {
   const isRefresh = sql<boolean>`exists (
@@ -89,7 +90,7 @@ async function reasonNotToRefresh(tx: Session): Promise<string | undefined> {
     .select({
       pid: sql`pg_locks.pid`.mapWith(Number),
       who: sql<string>`concat_ws(', ', usename, nullif(application_name, ''))`,
-      // Hidden if it belongs to a role that this one is no member of.
+      // Hidden if the session belongs to a role that this role is not a member of.
       since: sql<
         string | null
       >`to_char(xact_start at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')`,

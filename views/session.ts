@@ -10,18 +10,21 @@ export const INSUFFICIENT_PRIVILEGE = '42501';
 export const LOCK_NOT_AVAILABLE = '55P03';
 export const QUERY_CANCELED = '57014';
 
-/** What to select from, to have values computed once. */
+/** What to select from to compute values once. */
 export const once = sql`(values (1)) as once`;
 
-/** What others have committed is seen once a lock is there, whatever the defaults of the database. */
+/**
+ * Whatever the defaults of the database, statements that follow a lock see what others committed
+ * before it.
+ */
 export const readCommitted: PgTransactionConfig = {
   isolationLevel: 'read committed',
   accessMode: 'read write',
 };
 
 /**
- * Settings with which Postgres ends a transaction within seconds, and every lock
- * with it, when the process that began it, its machine or the network between is gone.
+ * Settings with which Postgres ends a transaction, and releases its locks, within seconds after the
+ * client process, its machine or the network is gone.
  * https://www.postgresql.org/docs/16/runtime-config-connection.html#RUNTIME-CONFIG-TCP-SETTINGS
  */
 export const endWhenGone = {
@@ -32,19 +35,22 @@ export const endWhenGone = {
   client_connection_check_interval: '2s',
 };
 
-/** Settings of Citus with which it counts and sorts all rows, and not a part of them. */
+/** Settings with which Citus counts and sorts all rows, not only some of them. */
 const exact = {
   'citus.count_distinct_error_rate': '0',
   'citus.limit_clause_row_fetch_count': '-1',
 };
 
-/** Whether the database has Citus, and so the tables in which Citus keeps its metadata. */
+/** Whether the database has Citus, and so the tables of its metadata. */
 export const hasCitus = sql<boolean>`to_regclass('pg_catalog.pg_dist_partition') is not null`;
 
-/** The condition that the server takes the setting of this `name`. One on Windows does not take each. */
+/**
+ * The condition that the server accepts the setting `name`. A server on Windows does not accept all
+ * of them.
+ */
 export const isKnownSetting = sql`name <> 'client_connection_check_interval' or version() !~* 'visual c|mingw'`;
 
-/** Sets parameters for the transaction in which this runs, those that the server knows. */
+/** Sets parameters for the current transaction, but only those that the server knows. */
 export const setLocally = (settings: Record<string, string>) => {
   const values = Object.entries(settings).map(([name, value]) => sql`(${name}, ${value})`);
   return sql`
@@ -54,11 +60,12 @@ export const setLocally = (settings: Record<string, string>) => {
 };
 
 /**
- * Works in a transaction in which no name means what others have created under
- * it, no statement takes longer than the timeout, and Citus estimates nothing. All of this is
- * set for the transaction alone, since its connection may belong to a pool.
+ * Runs work in a transaction in which a name without a schema means what Postgres defines, never
+ * what others have created under that name. No statement takes longer than the timeout, and Citus
+ * does not estimate. All of this is set for the transaction only, because its connection may belong
+ * to a pool.
  *
- * Throws the reason of the signal once that is aborted, and has changed nothing then.
+ * Throws the signal's reason once that is aborted. Then nothing has changed.
  */
 export const pinned = <Result>(
   session: Session,
@@ -94,8 +101,8 @@ export const pinned = <Result>(
 };
 
 /**
- * Runs a transaction, which tells when it only has to be committed. Throws an Error that
- * says so if it was lost from there on: then it may have been committed, or not.
+ * Runs a transaction, which calls `onDone` when only its commit is left. If the connection is lost
+ * from then on, throws an Error that says so: the transaction may have been committed or not.
  */
 export async function knowingOutcome<Result>(
   run: (onDone: () => void) => Promise<Result>,
@@ -120,18 +127,20 @@ export async function knowingOutcome<Result>(
   }
 }
 
-/** Whether it is not known if the work that has failed was committed. */
+/** Returns whether an error leaves unknown if the work was committed. */
 export const isUnknown = (error: unknown): boolean =>
   error instanceof Error && 'isUnknown' in error;
 
-/** Names the transaction that asks, for another session to cancel what it is doing. */
+/** The name of the current transaction, with which another session can cancel what it is doing. */
 export const nameOfOwn = sql<string>`(
   select virtualtransaction
   from pg_locks
   where pid = pg_backend_pid() and locktype = 'virtualxid'
 )`;
 
-/** Cancels what a transaction is doing, if it has not ended: its session may have begun another. */
+/**
+ * Cancels what a transaction is doing, unless it has ended: its session may have begun another one.
+ */
 export const cancelTransaction = (name: string) => sql`(
   select pg_cancel_backend(pid)
   from pg_locks
@@ -139,8 +148,8 @@ export const cancelTransaction = (name: string) => sql`(
 )`;
 
 /**
- * Does work until it is done or the signal is aborted, which cancels on the
- * server what the work waits for. Throws the signal's reason then.
+ * Runs work until it is done or the signal is aborted. An abort cancels on the server what the work
+ * waits for. Then throws the signal's reason.
  */
 export async function cancellable<Result>(
   work: () => Promise<Result>,
@@ -148,7 +157,7 @@ export async function cancellable<Result>(
   signal: AbortSignal | undefined,
 ): Promise<Result> {
   signal?.throwIfAborted();
-  // Where the server cannot be asked to, the work ends by itself.
+  // If the server cannot be asked to cancel, the work ends by itself.
   const onAbort = () => cancel().then(undefined, () => {});
   signal?.addEventListener('abort', onAbort);
   try {
@@ -163,7 +172,7 @@ export async function cancellable<Result>(
   }
 }
 
-/** What the driver has thrown, which Drizzle puts behind the statement that failed. */
+/** Returns the error of the driver, which Drizzle wraps in its own. */
 export const causeOf = (
   error: unknown,
 ): Error & { code?: string; severity?: string; detail?: string } =>

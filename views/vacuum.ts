@@ -11,15 +11,14 @@ export interface VacuumBounds {
 }
 
 /**
- * Vacuums and analyzes a table or view of ours once it was refreshed, loaded or distributed, so
- * that it does not grow from night to night, and that what is read from an index
- * alone is not looked up in the table. Returns a warning if that was not possible.
- * Readers do not wait: the one lock that would keep them out is for giving space
- * at the end of the file back to the system (TRUNCATE).
+ * Vacuums and analyzes one of our tables or views after it was refreshed, loaded or distributed. So
+ * it does not grow from night to night, and index-only scans need not look into the table. Returns
+ * a warning if that was not possible. Readers do not wait: only the step that gives space at the
+ * end of the file back to the system would lock them out, and that step (TRUNCATE) is switched off.
  * https://www.postgresql.org/docs/16/sql-vacuum.html
  *
- * VACUUM runs in no transaction, so that no statement timeout can be set for it
- * alone: it is cancelled from another connection.
+ * VACUUM cannot run in a transaction, so no statement timeout can be set for it alone. Instead it
+ * is cancelled from another connection.
  */
 export async function vacuum(
   session: Session,
@@ -96,8 +95,8 @@ export async function vacuum(
 }
 
 /**
- * Who keeps a vacuum from removing the rows that a transaction has deleted, in
- * words: whoever may still see them, because it began before that ended.
+ * Returns, in words, what keeps a vacuum from removing the rows that a transaction has deleted:
+ * sessions and others that began before it ended, and so may still see those rows.
  * https://www.postgresql.org/docs/16/routine-vacuuming.html#VACUUM-FOR-SPACE-RECOVERY
  */
 export async function horizonHolders(tx: Session, transaction: string): Promise<string[]> {

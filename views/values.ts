@@ -1,4 +1,4 @@
-/** Whether a user has converted: bought a membership or a credit pack. */
+/** Whether a user has converted, that is, has bought a membership or a credit pack. */
 export const leadStatuses = ['LEAD', 'CLIENT'] as const;
 export type LeadStatus = (typeof leadStatuses)[number];
 
@@ -11,9 +11,10 @@ export const conversionEventFilters = ['MEMBERSHIP', 'USER_CREDIT', 'ALL'] as co
 export type ConversionEventFilter = (typeof conversionEventFilters)[number];
 
 /**
- * How a refresh brought a view up to date: with REFRESH … CONCURRENTLY, which
- * changes the rows that differ; with a plain REFRESH, because the view was not
- * populated; or not at all, because nothing that it reads had changed.
+ * How a refresh brought a view up to date:
+ * - `concurrently`: with REFRESH … CONCURRENTLY, which changes only the rows that differ;
+ * - `populate`: with a plain REFRESH, because the view was not populated;
+ * - `unchanged`: not at all, because nothing that it reads had changed.
  */
 export const refreshModes = ['concurrently', 'populate', 'unchanged'] as const;
 export type RefreshMode = (typeof refreshModes)[number];

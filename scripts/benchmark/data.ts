@@ -2,7 +2,7 @@ import type postgres from 'postgres';
 
 export interface Size {
   users: number;
-  /** On average over all users, of both kinds together. */
+  /** The average over all users, for both kinds together. */
   purchasesPerUser: number;
 }
 
@@ -30,25 +30,27 @@ const zones = [
 
 export const branches = 2000;
 
-/** Identifiers of the branch, the user and so on of this number. */
+/** Returns the identifier of the branch, user and so on with this number, in SQL. */
 const id = (kind: string, number: string) => `md5('${kind} ' || ${number})::uuid::varchar`;
 export const branchId = (number: string) => id('branch', number);
 export const userId = (number: string) => id('user', number);
 
-/** An instant within the six years from 2020, spread by a number. */
+/** Returns, in SQL, an instant within the six years from 2020 on, which depends on a number. */
 const instant = (number: string, prime: number) =>
   `timestamptz '2020-01-01' + (${number}::bigint * ${prime} % 189302400) * interval '1 second'`;
 
-/** A purchase, spread over products and ways to buy them by its number. */
+/**
+ * Returns, in SQL, the details of a purchase, with a product and a source that depend on its
+ * number.
+ */
 const details = (product: string) => `jsonb_build_object(
   'name', '${product} ' || number % 12, 'source', (array['app', 'web', 'till'])[number % 3 + 1])`;
 
 /**
- * Fills the input tables: every second user buys credit packs, two in five buy
- * memberships, independently of that. The same size gives the same rows. The
- * numbers are multiplied by primes, so that the users' purchases, and the users
- * of a branch, are strewn over the tables as they are in real ones. The tables are
- * analyzed, but not vacuumed.
+ * Fills the input tables. Every second user buys credit packs. Two in five users buy memberships,
+ * independently of that. The same size gives the same rows. The numbers are multiplied by primes,
+ * so the purchases of a user, and the users of a branch, are scattered over the tables, as in real
+ * ones. The tables are analyzed, but not vacuumed.
  */
 export async function generate(
   client: postgres.Sql,
@@ -90,8 +92,8 @@ export async function generate(
 }
 
 /**
- * Drops the keys and indexes of the input tables, which would be slow to
- * maintain row by row, and returns what creates them again.
+ * Drops the keys and indexes of the input tables, because it would be slow to maintain them row by
+ * row. Returns a function that creates them again.
  */
 async function dropIndexes(client: postgres.Sql): Promise<() => Promise<void>> {
   const tables = `
@@ -123,11 +125,12 @@ async function dropIndexes(client: postgres.Sql): Promise<() => Promise<void>> {
 }
 
 /**
- * Has one in a hundred of the users buy something, at a time after all that was
- * bought in the rounds before: half of them a membership, half a credit pack.
+ * Makes one in a hundred users buy something, later than all purchases of the rounds before. Half
+ * of them buy a membership, half a credit pack.
  */
 export async function buy(client: postgres.Sql, { users }: Size, round: number): Promise<void> {
-  // Another one of each hundred, so that leads and clients of all kinds are among them.
+  // Each round takes another user of each hundred, so the buyers include leads and clients of all
+  // kinds.
   const buyers = (remainder: number) => `
     (select number, ${id('round', `${round} || ' ' || number`)} as id
     from (

@@ -20,29 +20,30 @@ import { median, type OnProgress } from './measure.ts';
 export const loadSteps = ['COPY', 'first load', 'same files again'] as const;
 export type LoadStep = (typeof loadSteps)[number];
 
-/** What it takes to get files into the input tables, with the vacuum after it. */
+/** The cost of getting files into the input tables, including the vacuum. */
 export interface LoadCost {
   /** In milliseconds. */
   time: number;
-  /** What this process, which reads the files, has used of a processor, in milliseconds. */
+  /** The processor time of this process, which reads the files, in milliseconds. */
   cpu: number;
-  /** The most memory that this process had at once, in bytes. */
+  /** The most memory that this process had at one time, in bytes. */
   memory: number;
-  /** What the server has written to its write-ahead log, in bytes. */
+  /** What the server wrote to its write-ahead log, in bytes. */
   wal: number;
 }
 
-/** The load of one size: medians over the rounds. */
+/**
+ * The measurements of the load for one size: medians over the rounds, but for memory the maximum.
+ */
 export interface LoadMeasurements extends Size {
-  /** Of the files together, in bytes. */
+  /** The size of all files together, in bytes. */
   files: number;
   costs: Record<LoadStep, LoadCost>;
 }
 
 /**
- * Measures, in an empty database, the load of files of a size, the load of the same files
- * again, and COPY of these files straight into the same tables. The files are written to a
- * folder.
+ * Measures, in an empty database, the load of files of a size, a second load of the same files, and
+ * COPY of these files directly into the same tables. Writes the files to a folder.
  */
 export async function measureLoad(
   url: string,
@@ -104,7 +105,10 @@ export async function measureLoad(
 
 const pathOf = (folder: string, table: PgTable) => join(folder, `${getTableName(table)}.csv`);
 
-/** On a connection of its own: after one COPY … TO, postgres.js waits for the end of a second one for ever. */
+/**
+ * Uses a connection of its own: after one COPY … TO, postgres.js waits forever for the end of a
+ * second one.
+ */
 async function writeTable(url: string, table: PgTable, path: string): Promise<void> {
   const client = postgres(url, {
     ...{ max: 1, fetch_types: false },
@@ -129,7 +133,7 @@ async function copyFolder(client: postgres.Sql, folder: string): Promise<void> {
   );
 }
 
-/** Does what `npm run load` does. */
+/** Does the same as `npm run load`. */
 async function load(database: Database, folder: string): Promise<void> {
   const files = await loadFolder(database, folder);
   for (const { file, inserted, updated, deleted } of files) {

@@ -26,54 +26,62 @@ const conversions = getViewName(fctLeadConversions);
 export const steps = ['first populate', 'nothing changed', '1 % bought'] as const;
 export type Step = (typeof steps)[number];
 
-/** Milliseconds of a refresh of both views. Of one that changes nothing, `both` is the whole of it. */
+/**
+ * Milliseconds of a refresh of both views. If it changes nothing, `both` is the time of the whole
+ * refresh.
+ */
 export interface Refresh {
   events: number;
   conversions: number;
   both: number;
 }
 
-/** The most that the server processes of a refresh used at once, in bytes. */
+/** The most that the server processes of a refresh used at one time, in bytes. */
 export interface Peak {
-  /** Memory of their own. Null where only the server could tell. */
+  /** Memory that they share with no other process. Null if only the server itself could tell. */
   memory: number | null;
-  /** Sorts and hash tables on disk. Null where the role may not look. */
+  /** Sorts and hash tables on disk. Null if the role may not see their size. */
   temporaryFiles: number | null;
 }
 
-/** In milliseconds. */
+/** The cost of statements, in milliseconds. */
 export interface Cost {
   time: number;
-  /** What the server process has used of a processor. Null where only the server could tell. */
+  /** The processor time of the server process. Null if only the server itself could tell. */
   cpu: number | null;
 }
 
-/** What one size has cost, in milliseconds: medians over the rounds. */
+/** The costs of one size, in milliseconds: medians over the rounds. */
 export interface Measurements extends Size {
   ours: Record<Step, Refresh>;
   reference: Record<Step, Refresh>;
-  /** Vacuum and analysis of both views after a refresh, once 1 % have bought something. */
+  /** The vacuum and analysis of both views after a refresh for which 1 % had bought something. */
   vacuum: number;
-  /** Writing the rows of the first view, its unique index, and reading each input once. */
+  /**
+   * The time for writing the rows of the first view and its unique index, and reading each input
+   * once.
+   */
   floor: number;
-  /** A plain REFRESH of the first view right after a load, without and with a vacuum of the input. */
+  /**
+   * A plain REFRESH of the first view right after a load, without and with a vacuum of the input.
+   */
   afterLoad: { withoutVacuum: number; withVacuum: number };
-  /** The two REFRESH statements alone, once 1 % have bought something. */
+  /** The two REFRESH statements alone, after 1 % have bought something. */
   statements: { ours: Cost; limit: Cost };
-  /** Of the input tables, in bytes. */
+  /** Sizes of the input tables and their indexes, in bytes. */
   sizes: { tables: number; indexes: number };
   peaks: Record<Step, Peak>;
   readers: { branchReport: number; branchReportOnInputTables: number; userRows: number };
   plans: Record<string, string>;
 }
 
-/** Says what is being done, which takes until the next call. */
+/** Called with what is being done from now until the next call. */
 export type OnProgress = (doing: string) => void;
 
 /**
- * Measures a size in an empty database, which is left with the data.
+ * Measures a size in an empty database, and leaves the data there.
  *
- * Throws an Error that shows the rows if the views and their reference differ.
+ * Throws an Error that shows a row if the views differ from the reference.
  */
 export async function measure(
   url: string,
@@ -117,7 +125,7 @@ export async function measure(
             const [first, second] = report.views.map(({ durationMs }) => durationMs);
             const refresh = refreshOf(first, second);
             if (step === 'nothing changed') {
-              refresh.both = report.durationMs; // with the looks around, which are all that it does
+              refresh.both = report.durationMs; // including the looks, which are all that it does
             }
             samples.ours[step].push(refresh);
             peaks[step].push(peak);
@@ -137,7 +145,8 @@ export async function measure(
             );
           },
         };
-        // By turns, so that neither always finds what the other has left in memory.
+        // They take turns in going first, so neither always finds in memory what the other has left
+        // there.
         const order = ['ours', 'reference'] as const;
         for (const form of round % 2 === 0 ? order : order.toReversed()) {
           onProgress(`round ${round + 1} of ${rounds}, ${step}, ${form}`);
@@ -185,8 +194,8 @@ export async function measure(
 }
 
 /**
- * Refreshes until both views are left alone, which is at the first try unless
- * transactions of other databases on the server are open.
+ * Refreshes until both views are left alone. The first attempt is enough unless transactions are
+ * open in other databases of the server. Throws an Error after 100 attempts.
  */
 async function untilUnchanged(
   refresh: () => Promise<{ result: RefreshReport; peak: Peak }>,
@@ -221,7 +230,7 @@ const mediansOf = (samples: Record<Step, Refresh[]>) =>
     both: median(samples[step].map((refresh) => refresh.both)),
   }));
 
-/** The lower one of the two in the middle, where there are two. */
+/** Returns the median, or the lower one of the two middle values of an even number. */
 export const median = (values: number[]): number =>
   values.toSorted((one, other) => one - other)[(values.length - 1) >> 1] ?? Number.NaN;
 
@@ -260,9 +269,9 @@ async function measureFloor(client: postgres.Sql): Promise<number> {
 }
 
 /**
- * Creates the least that a view of the same rows can be: one that reads them ready
- * and in order from a table, with the same indexes. What REFRESH … CONCURRENTLY of
- * it costs, it costs with every query.
+ * Creates views that cost the least for the same rows: they read the finished rows, in order, from
+ * a table, and have the same indexes. What their REFRESH … CONCURRENTLY costs, it costs with every
+ * query.
  */
 async function createLimit(client: postgres.Sql): Promise<void> {
   await client.unsafe(`
@@ -283,7 +292,10 @@ async function createLimit(client: postgres.Sql): Promise<void> {
   await client.unsafe('vacuum analyze');
 }
 
-/** Fills the tables of the limit with the rows of our views, in the order in which we compute them. */
+/**
+ * Fills the tables of the limit with the rows of our views, in the order in which the views compute
+ * them.
+ */
 async function fillLimit(client: postgres.Sql): Promise<void> {
   await client.unsafe(`
     truncate least.rows_of_${events}, least.rows_of_${conversions};
@@ -299,7 +311,10 @@ async function costOfLimit(client: postgres.Sql, workMem: string): Promise<Cost>
   return await costOf(client, workMem, [`least.${events}`, `least.${conversions}`]);
 }
 
-/** What it costs to refresh views concurrently, in one transaction and one process, as we do. */
+/**
+ * Returns the cost of a concurrent refresh of views in one transaction and one process, like our
+ * own.
+ */
 async function costOf(client: postgres.Sql, workMem: string, views: string[]): Promise<Cost> {
   const cost = await client.begin(async (session) => {
     const [process] = await session<{ pid: number }[]>`select pg_backend_pid() as pid`;
@@ -338,7 +353,10 @@ async function sizesOf(client: postgres.Sql): Promise<Measurements['sizes']> {
   return sizes;
 }
 
-/** Throws an Error that shows a row which only one form of a view has, by the columns that the reference has. */
+/**
+ * Throws an Error that shows a row that only one form of a view has. It compares the columns of the
+ * reference.
+ */
 export async function compare(client: postgres.Sql, view: string, key: string[]): Promise<void> {
   const columns = await client<{ name: string }[]>`
     select attname as name from pg_attribute
@@ -357,7 +375,10 @@ export async function compare(client: postgres.Sql, view: string, key: string[])
   }
 }
 
-/** How many of a branch's users of 2024 became clients, by month and source, if anything counts. */
+/**
+ * How many users of a branch who joined in 2024 became clients, by month and source, if any
+ * purchase counts.
+ */
 const branchReport = (from: string, branch: number) => `
   select
     date_trunc('month', local_user_created_at) as month,
@@ -397,7 +418,7 @@ async function measureReaders(client: postgres.Sql, { users }: Size) {
   };
 }
 
-/** The plan of a view as a refresh makes it. */
+/** Returns the plan with which a refresh computes a view. */
 async function planOf(client: postgres.Sql, view: string, workMem: string): Promise<string> {
   const [{ definition } = { definition: '' }] = await client<
     { definition: string }[]
@@ -409,7 +430,7 @@ async function planOf(client: postgres.Sql, view: string, workMem: string): Prom
   return plan.map((line) => line['QUERY PLAN']).join('\n');
 }
 
-/** Does work, and looks ten times a second at what the server uses for it. */
+/** Does work, and checks ten times a second how much the server uses for it. */
 async function sampled<Result>(
   url: string,
   work: () => Promise<Result>,
@@ -437,7 +458,8 @@ async function usage(client: postgres.Sql): Promise<Peak> {
     select pid from pg_stat_activity
     where datname = current_database() and state = 'active' and pid <> pg_backend_pid()`;
   const memory = await Promise.all(processes.map(({ pid }) => memoryOf(client.options.host, pid)));
-  // Asking for the privilege first: an error would end up in the server's log ten times a second.
+  // The query checks the privilege first, because an error would fill the server's log ten times a
+  // second.
   const [{ temporaryFiles } = { temporaryFiles: null }] = await client<
     { temporaryFiles: number | null }[]
   >`
@@ -452,13 +474,16 @@ async function usage(client: postgres.Sql): Promise<Peak> {
 const isHere = ([host]: string[]) =>
   process.platform === 'linux' && ['127.0.0.1', '::1', 'localhost'].includes(host ?? '');
 
-/** Milliseconds of a processor that a server process on this machine has used, in steps of ten. */
+/**
+ * Returns the processor time that a server process on this machine has used, in milliseconds, in
+ * steps of 10. Returns null for a server elsewhere.
+ */
 async function cpuOf(host: string[], pid: number): Promise<number | null> {
   if (!isHere(host)) {
     return null;
   }
   const stat = await readFile(`/proc/${pid}/stat`, 'utf8');
-  // After the name in parentheses: utime and stime are the fields 14 and 15, in hundredths of a second.
+  // After the name in parentheses, utime and stime are fields 14 and 15, in hundredths of a second.
   const [user, system] = stat
     .slice(stat.lastIndexOf(')') + 2)
     .split(' ')
@@ -466,7 +491,11 @@ async function cpuOf(host: string[], pid: number): Promise<number | null> {
   return 10 * (Number(user) + Number(system));
 }
 
-/** Memory that a server process on this machine shares with no other. https://man7.org/linux/man-pages/man5/proc.5.html */
+/**
+ * Returns the memory, in bytes, that a server process on this machine shares with no other process,
+ * or null for a server elsewhere.
+ * https://man7.org/linux/man-pages/man5/proc.5.html
+ */
 async function memoryOf(host: string[], pid: number): Promise<number | null> {
   if (!isHere(host)) {
     return null;

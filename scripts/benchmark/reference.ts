@@ -1,9 +1,9 @@
 import type postgres from 'postgres';
 
 /**
- * The obvious form of the two views, for comparison: the whole purchases are
- * sorted to find the first ones, with their JSON taken apart, and every user is
- * written out under each of the filters. Its rows are the same.
+ * The obvious form of the two views, for comparison. It sorts whole purchases to find the first
+ * ones, takes their JSON apart, and writes every user under each of the filters. Its rows are the
+ * same.
  */
 const events = `
 with
@@ -106,7 +106,7 @@ cross join lateral (
     end as type
 ) as types`;
 
-/** fct_lead_conversions asked of the input tables, by the obvious form. */
+/** The rows of fct_lead_conversions, computed from the input tables by the obvious form. */
 export const conversionsOnInputTables = `(${conversionsOf(`(${events})`)})`;
 
 /** Creates the obvious form of both views in the schema `reference`, not populated. */

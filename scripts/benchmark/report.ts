@@ -9,18 +9,18 @@ import { pageOf } from '../report/page.tsx';
 import { generate, type Size } from './data.ts';
 import { median, type OnProgress } from './measure.ts';
 
-/** What the report of one size costs: medians over the rounds, in milliseconds. */
+/** The costs of the report for one size: medians over the rounds, in milliseconds. */
 export interface ReportMeasurements extends Size {
-  /** Each figure by its name, in the order in which they are read. */
+  /** The time of each figure, by its name, in the order of reading. */
   figures: Record<string, number>;
-  /** All figures, in one transaction. */
+  /** The time of all figures, in one transaction. */
   reading: number;
   drawing: number;
-  /** Of the page, in bytes. */
+  /** The size of the page, in bytes. */
   bytes: number;
 }
 
-/** Measures the report of a size, in an empty database, which is left with the data. */
+/** Measures the report for a size, in an empty database, and leaves the data there. */
 export async function measureReport(
   url: string,
   size: Size,

@@ -1,11 +1,11 @@
-/** How many users joined in a month, compared with one in spring: from January on. */
+/** How many users join in each month, from January on, relative to a month in spring. */
 const seasons = [1.8, 1.3, 1.1, 1, 0.9, 0.8, 0.7, 0.7, 1.4, 1.1, 0.9, 0.6];
 
 const months = 18;
 const users = 900;
 const dayMs = 86_400_000;
 
-/** How large each branch is, and how likely its leads are to buy each kind first. */
+/** The size of each branch, and how likely its leads are to buy each kind first. */
 const branches = [
   {
     ...{ id: 'harbour', name: 'Harbour Street', city: 'Dublin', country: 'Ireland' },
@@ -21,7 +21,7 @@ const branches = [
   },
 ];
 
-/** What is sold, how often compared with the others, and where. */
+/** The products, how often each is sold relative to the others, and where. */
 const products: Record<
   'membership' | 'creditPack',
   { names: Weights; sources: Weights; medianDays: number }
@@ -47,10 +47,10 @@ type Kind = keyof typeof products;
 type Weights = Record<string, number>;
 
 /**
- * A made-up gym, as the files that a load takes: three branches, and users who joined in the
- * 18 months up to an instant, more of them in January and September. They need days to weeks to
- * convert, and some never do. A few purchases came from an older system, from before the user
- * was created there, and a few have no details. The same on every call with the same instant.
+ * Returns a made-up gym as the files that a load reads. It has three branches, and users who joined
+ * in the 18 months up to an instant, more of them in January and September. They take days to weeks
+ * to convert, and some never convert. A few purchases come from an older system, and are from
+ * before the user was created. A few have no details. The same instant always gives the same gym.
  */
 export function gym(end: Date): Record<string, string> {
   const random = randomNumbers(2026);
@@ -64,12 +64,14 @@ export function gym(end: Date): Record<string, string> {
     }
     return '';
   };
-  /** Days, half of them below the median, with a long tail. */
+  /**
+   * Returns a number of days. Half of these numbers are below the median, and a few are very large.
+   */
   const delay = (median: number) => {
     const normal = Math.sqrt(-2 * Math.log(1 - random())) * Math.cos(2 * Math.PI * random());
     return median * Math.exp(normal);
   };
-  /** The first instant of each month, and that of the month after the last one. */
+  /** The first instant of each month, and of the month after the last one. */
   const starts = Array.from({ length: months + 1 }, (_, index) =>
     Date.UTC(end.getUTCFullYear(), end.getUTCMonth() - months + 1 + index, 1),
   );
@@ -172,7 +174,7 @@ function csvOf(columns: string[], rows: unknown[][]): string {
     .join('');
 }
 
-/** Numbers from 0 to 1 that look like chance: Mulberry32, by Tommy Ettinger. */
+/** Returns pseudorandom numbers from 0 to 1, by Mulberry32 of Tommy Ettinger. */
 function randomNumbers(seed: number): () => number {
   let state = seed;
   return () => {

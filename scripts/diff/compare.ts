@@ -12,64 +12,67 @@ import { once, pinned, type Session, setLocally } from '../../views/session.ts';
 import { declaredText, rowsOf, standalone } from '../definitions.ts';
 import { declaredRelations, type Relation, readRelations } from '../generate/catalog.ts';
 
-/** How many rows of a view would come, go and be different. */
+/** How many rows of a view would be added, be gone and be changed. */
 export interface RowCounts {
   added: number;
   gone: number;
   changed: number;
 }
 
-/** What the declared form of a view would change in the rows that it has. */
+/** What the declared form of a view would change in its present rows. */
 export interface ViewDiff extends RowCounts {
   /** The view's name. */
   view: string;
-  /** Rows that it has, and would have. */
+  /** Rows that it has now, and rows that it would have. */
   rows: number;
   declaredRows: number;
-  /** How much of this a refresh would do anyway, with the definition that is deployed. */
+  /** How much of this a refresh would do anyway, with the deployed definition. */
   byRefresh: RowCounts;
-  /** In how many of the changed rows each column differs, and how many of these a refresh would change alike. */
+  /**
+   * In how many of the changed rows each column differs, and in how many of these a refresh would
+   * set it to the same value.
+   */
   columns: { column: string; changed: number; byRefresh: number }[];
-  /** Declared columns that the view does not have yet, and columns that are not declared any more. */
+  /** Declared columns that the view does not have yet, and columns that are no longer declared. */
   newColumns: string[];
   droppedColumns: string[];
-  /** Columns that are declared with another type than they have. */
+  /** Columns whose declared type differs from their present one. */
   retypedColumns: string[];
   examples: Example[];
 }
 
-/** A row that would come, go or be different. */
+/** A row that would be added, be gone or be changed. */
 export interface Example {
   kind: keyof RowCounts;
-  /** The values of the columns that tell the row from others. */
+  /** The values of the columns that identify the row. */
   key: Record<string, unknown>;
   /**
-   * What differs, with the text of the value that the view has, and of the declared one.
-   * Without them where values are not shown.
+   * The columns that differ, with the present value and the declared value as texts. Columns whose
+   * values are not shown have neither.
    */
   columns: { column: string; now?: string | null; declared?: string | null }[];
 }
 
 export interface DiffOptions {
-  /** The view to compare, by its name. All of them if undefined. */
+  /** The name of the view to compare. All views if undefined. */
   view?: string | undefined;
-  /** How many examples to return of each kind. */
+  /** How many examples of each kind to return. */
   limit: number;
-  /** Whether to show all values, and not only identifiers and times. */
+  /** Whether to show all values, not only identifiers and times. */
   showsValues: boolean;
   statementTimeout: string;
   workMem: string;
   signal?: AbortSignal;
-  /** Told which view is being compared. */
+  /** Called with the name of the view that is being compared. */
   onView?: (view: string) => void;
 }
 
 /**
- * Compares the rows that the views have with those that their declared SELECT gives on the
- * current input, in one snapshot of a transaction that only reads.
+ * Compares the rows of the views with the rows that their declared SELECTs return for the current
+ * input. All of it happens in one snapshot of a read-only transaction.
  *
- * Throws an Error that says what to do where a view cannot be compared: it is not there,
- * has not been populated, or its declared SELECT reads what the database does not have.
+ * Throws an Error that says what to do if a view cannot be compared: it does not exist, is not
+ * populated, or its declared SELECT reads something that the database does not have.
  */
 export async function diffViews(session: Session, options: DiffOptions): Promise<ViewDiff[]> {
   const { view: only, statementTimeout, workMem, signal, onView } = options;
@@ -107,7 +110,7 @@ export async function diffViews(session: Session, options: DiffOptions): Promise
   );
 }
 
-/** The columns that a view has, with their types, and its definition. */
+/** Returns the columns of a view, with their types, and its definition. */
 async function lookUp(tx: Session, view: PgMaterializedView) {
   const name = getViewName(view);
   const [found] = await tx
@@ -153,7 +156,9 @@ async function lookUp(tx: Session, view: PgMaterializedView) {
   return found;
 }
 
-/** The columns of a view whose declared type is not the one that it has, with both. */
+/**
+ * Returns the columns of a view whose declared type differs from the present one, with both types.
+ */
 async function retyped(tx: Session, view: string): Promise<string[]> {
   const named = (relations: Relation[]) =>
     relations.find(({ name }) => name === view)?.columns ?? [];
@@ -167,7 +172,7 @@ async function retyped(tx: Session, view: string): Promise<string[]> {
     });
 }
 
-/** Throws an Error if a query that is to read the input tables alone reads a view of ours. */
+/** Throws an Error if a query that must read only the input tables reads one of our views. */
 async function refuseViews(tx: Session, view: string, query: string): Promise<void> {
   const [plan] = await rowsOf<{ 'QUERY PLAN': unknown }>(
     tx,
@@ -202,7 +207,7 @@ async function compare(
 
   const columnOf = (of: string, column: string) => sql`${sql.raw(of)}.${sql.identifier(column)}`;
   const differs = (one: string, other: string, { name: column }: PgColumn) =>
-    // As text, since their types may be others.
+    // Compared as text, because their types may differ.
     sql`(${columnOf(one, column)}::text is distinct from ${columnOf(other, column)}::text)`;
   const anyDiffers = (one: string, other: string) =>
     sql`(${sql.join([sql`false`, ...others.map((column) => differs(one, other, column))], sql` or `)})`;
@@ -213,7 +218,7 @@ async function compare(
     changed: sql`${isThere(one)} and ${isThere(other)} and ${anyDiffers(one, other)}`,
   });
   const total = kinds('stored', 'declared');
-  // What a refresh alone would do is what the deployed definition gives as well.
+  // If the deployed definition gives the same row, a refresh alone would make the change.
   const isAlike = sql`(
     ${isThere('deployed')} is not distinct from ${isThere('declared')}
     and not ${anyDiffers('deployed', 'declared')}

@@ -27,9 +27,11 @@ export interface Distributed {
   /** The table's name. */
   table: string;
   rows: number;
-  /** The column by whose values its rows are split; null for a table that every server has whole. */
+  /**
+   * The column by whose values the rows are split, or null for a table that every server has whole.
+   */
   distributedBy: string | null;
-  /** How many parts its rows are in. */
+  /** The number of parts that its rows are in. */
   shards: number;
 }
 
@@ -39,13 +41,16 @@ interface Options {
   /** How long one statement may take. */
   statementTimeout: string;
   signal?: AbortSignal;
-  /** Told what is being done. */
+  /** Called with what is being done. */
   onStep?: (step: string) => void;
 }
 
 const nameOf = (table: PgTable) => getTableName(table);
 
-/** The input tables, each with the column by which its rows are split; every server has all rows of the others. */
+/**
+ * The input tables, each with the column by which its rows are split. Every server has all rows of
+ * a table without such a column.
+ */
 const wanted = inputTables.map((table) => ({
   ...{ table, name: nameOf(table) },
   column: 'userId' in table ? table.userId.name : undefined,
@@ -58,13 +63,13 @@ const inputs: SQL = sql`(${sql.join(
 )})`;
 
 /**
- * Distributes the input tables, in one transaction, or finds that they are. Nobody writes to
- * them meanwhile, or reads them; the views are read as always. All is as before then but for
- * where the rows are: the rows themselves, the constraints, and the views with their indexes,
- * comments and grants.
+ * Distributes the input tables in one transaction, unless they are distributed already. Meanwhile
+ * nobody can read or write them, but the views can be read as always. Afterwards only the place of
+ * the rows is different. The rows themselves, the constraints, and the views with their indexes,
+ * comments and grants are as before.
  *
- * Returns `reason` if nothing was done because a refresh or a migration is running. Throws an
- * Error that says what to do where the database is not one that can be distributed.
+ * Returns a `reason` if nothing was done because a refresh or a migration is running. Throws an
+ * Error that says what to do if the database cannot be distributed.
  */
 export async function distributeTables(
   session: Session,
@@ -74,9 +79,10 @@ export async function distributeTables(
     await tx.execute(
       setLocally({
         ...{ lock_timeout: lockTimeout, ...endWhenGone, row_security: 'off' },
-        // Tables that refer to each other are not distributed over parallel connections.
+        // Citus cannot distribute tables that refer to each other over parallel connections.
         'citus.multi_shard_modify_mode': 'sequential',
-        // What is added to a table is added to its shards, of which there is one copy.
+        // Whatever is added to a table is added to its shards, too. There is one copy of each
+        // shard.
         'citus.enable_ddl_propagation': 'on',
         'citus.shard_replication_factor': '1',
       }),
@@ -128,7 +134,9 @@ export async function distributeTables(
   }
 }
 
-/** Throws an Error that says what to do in a database whose tables cannot be distributed by this role. */
+/**
+ * Throws an Error that says what to do if this role cannot distribute the tables of this database.
+ */
 async function refuseOtherDatabases(tx: Session): Promise<void> {
   const [found] = await tx
     .select({
@@ -215,7 +223,10 @@ async function refuseOtherDatabases(tx: Session): Promise<void> {
   }
 }
 
-/** Whether the input tables are distributed as they should be. Throws an Error where they are in another way. */
+/**
+ * Returns whether the input tables are distributed as they should be. Throws an Error if some are
+ * distributed in another way.
+ */
 async function areDistributed(tx: Session): Promise<boolean> {
   const strange = await strangelyDistributed(tx);
   if (strange && strange.length > 0) {
@@ -227,8 +238,8 @@ async function areDistributed(tx: Session): Promise<boolean> {
 }
 
 /**
- * In what the input tables are not distributed as they should be, in words; undefined if none
- * of them is distributed. For a database that has Citus.
+ * Returns, in words, how the distribution of the input tables differs from what it should be, or
+ * undefined if none of them is distributed. Only for a database that has Citus.
  */
 export async function strangelyDistributed(tx: Session): Promise<string[] | undefined> {
   const found = await rowsOf<{
@@ -258,7 +269,7 @@ export async function strangelyDistributed(tx: Session): Promise<string[] | unde
         );
 }
 
-/** Moves the rows to the workers. The foreign keys are away meanwhile. */
+/** Moves the rows to the workers. Meanwhile the tables have no foreign keys. */
 async function moveRows(tx: Session, onStep: Options['onStep'], signal?: AbortSignal) {
   const keys = await rowsOf<{ drop: string; add: string; comment: string | null }>(
     tx,
@@ -303,7 +314,8 @@ async function moveRows(tx: Session, onStep: Options['onStep'], signal?: AbortSi
       await tx.execute(sql.raw(comment));
     }
   }
-  // The rows that were copied are still on this server. Where one table refers to another, both are emptied.
+  // This server still has the rows that were copied. A table and those that refer to it are emptied
+  // together.
   for (const { name } of wanted.toReversed()) {
     await tx.execute(
       sql`select truncate_local_data_after_distributing_table(${`public.${name}`}::regclass)`,
@@ -311,12 +323,12 @@ async function moveRows(tx: Session, onStep: Options['onStep'], signal?: AbortSi
   }
 }
 
-/** What a table or view is, and what is in it. */
+/** The properties of a table or view, and a summary of its rows. */
 interface State extends Relation {
   oid: number;
   owner: string;
   options: string[] | null;
-  /** Of a view. */
+  /** Only for a view. */
   definition: string | null;
   constraints: string[];
   rows: number;
@@ -324,7 +336,7 @@ interface State extends Relation {
   hash: string | null;
 }
 
-/** The input tables and the views, as they are. */
+/** Returns the present state of the input tables and the views. */
 async function readState(tx: Session): Promise<State[]> {
   const relations = await readRelations(tx);
   const states: State[] = [];
@@ -379,7 +391,7 @@ async function readState(tx: Session): Promise<State[]> {
   return states;
 }
 
-/** Throws an Error that names what is not as it was, if anything is not. */
+/** Throws an Error if anything has changed. The Error names it. */
 function refuseChanges(before: State[], after: State[]): void {
   for (const [index, state] of before.entries()) {
     const now = after[index];
@@ -394,7 +406,7 @@ function refuseChanges(before: State[], after: State[]): void {
   }
 }
 
-/** Where the rows of the input tables are, once these are distributed. */
+/** Returns where the rows of the distributed input tables are. */
 async function readShards(tx: Session): Promise<Distributed[]> {
   const tables: Distributed[] = [];
   for (const { table, name, column } of wanted) {

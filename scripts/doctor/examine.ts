@@ -41,19 +41,19 @@ import { literal } from '../generate/statements.ts';
 import { inputTables } from '../load/files.ts';
 import { compareMigrations, statementThatCreates } from '../migrations.ts';
 
-/** Something that is not as it should be. */
+/** A finding: something that is not as it should be. */
 export interface Finding {
-  /** What it is, as a sentence. */
+  /** The finding itself, as a sentence. */
   finding: string;
-  /** Up to five users, branches, indexes, tables … that it is about. */
+  /** Up to five users, branches, indexes, tables … that it concerns. */
   keys: string[];
-  /** The SQL or the command that mends it. */
+  /** The SQL or the command that fixes it. */
   remedy: string;
 }
 
 export interface Examination {
   findings: Finding[];
-  /** What is worth knowing but is no finding, in sentences. */
+  /** Sentences about what is worth knowing, but is not a finding. */
   notes: string[];
 }
 
@@ -62,7 +62,7 @@ interface Settings {
   maxAge: string;
   statementTimeout: string;
   signal?: AbortSignal;
-  /** Told what is being examined. */
+  /** Called with what is being examined. */
   onCheck?: (what: string) => void;
 }
 
@@ -72,7 +72,7 @@ type Report = {
 };
 type Check = (tx: Session, report: Report, settings: Settings) => Promise<void>;
 
-/** How many users are computed anew. */
+/** How many users are recomputed for comparison. */
 const sampleSize = 200;
 
 /** How many keys a finding names. */
@@ -82,8 +82,8 @@ const events = getViewName(fctClientConversionEvents);
 const conversions = getViewName(fctLeadConversions);
 
 /**
- * Examines whether a database is as it should be, by reading alone. Each check has a
- * transaction of its own, so that one that this role may not do does not keep it from others.
+ * Examines whether a database is as it should be. It only reads. Each check has its own
+ * transaction, so if this role may not run one check, the others still run.
  */
 export async function examine(session: Session, settings: Settings): Promise<Examination> {
   const { maxAge, statementTimeout, signal, onCheck } = settings;
@@ -151,7 +151,7 @@ export async function examine(session: Session, settings: Settings): Promise<Exa
   return examination;
 }
 
-/** Throws an Error that says so if a text is no age. */
+/** Throws an Error if a text is not an age. */
 async function refuseAge(session: Session, maxAge: string, timeout: string): Promise<void> {
   const isAge = await pinned(session, timeout, async (tx) => {
     const [found] = await tx
@@ -171,7 +171,7 @@ async function refuseAge(session: Session, maxAge: string, timeout: string): Pro
   }
 }
 
-/** Whether a database has none of our tables and views, nor a record of migrations. */
+/** Returns whether a database has none of our tables and views, and no record of migrations. */
 async function isEmpty(session: Session, statementTimeout: string): Promise<boolean> {
   return await pinned(session, statementTimeout, async (tx) => {
     const [found] = await tx
@@ -237,7 +237,7 @@ const migrations: Check = async (tx, { find, note }) => {
   }
 };
 
-/** Where the catalog is not what is declared, by the same reading as that of `generate`. */
+/** Finds where the catalog differs from the declarations. It reads both as `generate` does. */
 const drift: Check = async (tx, { find, note }) => {
   const found = await readRelations(tx);
   for (const declared of declaredRelations()) {
@@ -371,7 +371,10 @@ function commentStatement({ name: relation, kind }: Relation, { on, name, text }
   return `comment on ${object[on]} is ${literal(text)};`;
 }
 
-/** The statement for the declared comment on an index or a constraint, nothing if it has none. */
+/**
+ * Returns the statement for the declared comment on an index or a constraint, or an empty text if
+ * none is declared.
+ */
 function commentOn(relation: Relation, on: Comment['on'], name: string): string {
   const comment = relation.comments.find((it) => it.on === on && it.name === name);
   return comment?.text ? commentStatement(relation, comment) : '';
@@ -421,12 +424,12 @@ function compareGrants(
   }
 }
 
-/** A name as SQL has it. */
+/** Returns a name as a quoted identifier of SQL. */
 const quoted = (name: string): string => `"${name.replaceAll('"', '""')}"`;
 
 const names = () => JSON.stringify(declaredRelations().map(({ name }) => name));
 
-/** Our tables and views in the database. */
+/** The condition for our tables and views in pg_class. */
 const ours = () =>
   sql`relnamespace = to_regnamespace('public')
     and relname in (select name from json_array_elements_text(${names()}::json) as names (name))`;
@@ -449,7 +452,10 @@ async function examineIndexes(tx: Session, find: Report['find']): Promise<void> 
   }
 }
 
-/** Keys and indexes of the tables: whether they are on the declared columns, in their order, and of all rows. */
+/**
+ * Checks that the keys and indexes of the tables are on the declared columns, in the declared
+ * order, and have all rows.
+ */
 async function examineTableIndexes(tx: Session, find: Report['find']): Promise<void> {
   const declared = declaredTables().flatMap((table) => {
     const { name, columns, primaryKeys, indexes } = getTableConfig(table);
@@ -503,7 +509,9 @@ async function examineTableIndexes(tx: Session, find: Report['find']): Promise<v
   }
 }
 
-/** What Postgres fills in: columns that are derived, numbered or have a default. */
+/**
+ * Checks the columns that Postgres fills in: derived ones, numbered ones, and those with a default.
+ */
 async function examineColumns(tx: Session, find: Report['find']): Promise<void> {
   const declared = declaredTables().flatMap((table) => {
     const { name, columns } = getTableConfig(table);
@@ -540,7 +548,10 @@ async function examineColumns(tx: Session, find: Report['find']): Promise<void> 
   }
 }
 
-/** Kinds of tables that hold or lose other rows than they seem to, and who meddles with them. */
+/**
+ * Finds tables and views that are not populated, unlogged, or have inheriting tables. Notes
+ * triggers and rules that are not declared.
+ */
 async function examineKinds(
   tx: Session,
   find: Report['find'],
@@ -621,7 +632,7 @@ async function examineOwners(tx: Session, find: Report['find']): Promise<void> {
   }
 }
 
-/** Foreign keys and CHECKs: whether they are there, and hold for all rows. */
+/** Checks that foreign keys and CHECKs exist, and hold for all rows. */
 async function examineConstraints(tx: Session, find: Report['find']): Promise<void> {
   const declared = declaredTables().flatMap((table) => {
     const { name, foreignKeys, checks } = getTableConfig(table);
@@ -708,7 +719,7 @@ async function examineConstraints(tx: Session, find: Report['find']): Promise<vo
   }
 }
 
-/** The columns that a fragment of SQL names. */
+/** Returns the columns that a fragment of SQL names. */
 const columnsIn = (fragment: SQL): { name: string }[] =>
   fragment.queryChunks.flatMap((chunk: unknown) =>
     is(chunk, SQL) ? columnsIn(chunk) : is(chunk, Column) ? [chunk] : [],
@@ -717,7 +728,10 @@ const columnsIn = (fragment: SQL): { name: string }[] =>
 const remedyForShards =
   'Load the rows into a new database, and distribute that one: npx lead-conversions distribute';
 
-/** Whether the shards of a table have what it has, and the rows that belong to them. */
+/**
+ * Checks that the shards of a table have as many valid constraints, not-null columns and valid
+ * indexes as the table, and only rows that belong to them.
+ */
 async function examineShards(tx: Session, table: PgTable, find: Report['find']): Promise<void> {
   const name = getTableName(table);
   const described = (relation: string) => `
@@ -751,7 +765,7 @@ async function examineShards(tx: Session, table: PgTable, find: Report['find']):
   if (!('userId' in table)) {
     return;
   }
-  // The name of a shard ends in its number.
+  // The name of a shard ends with its number.
   const strayRows = `
     select count(*) || ' rows' from %s as shard
     where get_shard_id_for_distribution_column('public.${name}', user_id)
@@ -874,12 +888,13 @@ const checks: Record<string, Check> = {
       for (const text of [texts.deployed.at(-1), texts.declared.at(-1)]) {
         const lines = await rowsOf<{ 'QUERY PLAN': string }>(
           tx,
-          // Citus does not plan a join on a column with a cast like one without.
+          // Citus plans a join on a column with a cast differently from one without.
           sql.raw(
             `explain (verbose, costs off) ${isDistributed ? withoutCasts(text ?? '') : text}`,
           ),
         );
-        // Without casts and parentheses: a stored definition has those that are implied, too.
+        // Compared without casts and parentheses, because a stored definition also has the implied
+        // ones.
         plans.push(
           lines.map((line) => line['QUERY PLAN'].replace(/::(text|character varying)|[() ]/g, '')),
         );
@@ -890,7 +905,7 @@ const checks: Record<string, Check> = {
           [name],
           'npx lead-conversions diff shows what differs. Migrate, or create it again with the statements in its migration.',
         );
-        break; // those that read it differ as well
+        break; // the views that read it differ as well
       }
     }
   },
@@ -1148,7 +1163,7 @@ const checks: Record<string, Check> = {
   },
 };
 
-/** The columns that both views have. */
+/** Returns the columns that both views have, as a list for SQL. */
 const sharedColumns = (of: string): string => {
   const [first, second] = [events, conversions].map(
     (name) => declaredRelations().find((relation) => relation.name === name)?.columns ?? [],

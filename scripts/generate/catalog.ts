@@ -13,25 +13,28 @@ import { type Properties, propertiesOf } from '../../schema/properties.ts';
 import * as views from '../../views/index.ts';
 import { viewsInOrder } from '../../views/refresh.ts';
 
-/** A table or view, as Postgres has it or as it is declared. */
+/** A table or view, as it is in Postgres or as it is declared. */
 export interface Relation {
   name: string;
   kind: 'TABLE' | 'MATERIALIZED VIEW' | 'VIEW';
-  /** Such as `user_id varchar COLLATE "C" NOT NULL`. In order in a view, by name in a table. */
+  /**
+   * Such as `user_id varchar COLLATE "C" NOT NULL`. For a view in the order of its columns, for a
+   * table by name.
+   */
   columns: string[];
-  /** By name, those of keys included. */
+  /** By name, including the indexes of keys. */
   indexes: Index[];
-  /** On the relation, its columns, its CHECKs and its indexes by name. */
+  /** On the relation and its columns, and on its CHECKs and its indexes by name. */
   comments: Comment[];
-  /** To others than the owner, by role and column. */
+  /** Grants to roles other than the owner, by role and column. */
   grants: Grant[];
 }
 
 export interface Index {
   name: string;
   /**
-   * On a view what CREATE INDEX says of it, its names aside, such as
-   * `UNIQUE btree (user_id)`. Null on a table: there drizzle-kit sees to it.
+   * For a view, what CREATE INDEX says about it, without names: `UNIQUE btree (user_id)`. Null for
+   * a table, because drizzle-kit handles the indexes of tables.
    */
   definition: string | null;
 }
@@ -45,16 +48,16 @@ export interface Comment {
 export interface Grant {
   role: string;
   privilege: string;
-  /** The column that it is on, null if it is on all of the relation. */
+  /** The column that the grant is for, or null if it is for the whole relation. */
   column: string | null;
 }
 
-/** What drizzle-kit reads: all that schema/ and views/ export. */
+/** What drizzle-kit reads: everything that schema/ and views/ export. */
 export const declarations = { ...schema, ...views };
 
 /**
- * The tables and views that are declared, by name. Throws an Error that names
- * what has no comment, and a view that no refresh brings up to date.
+ * Returns the declared tables and views, by name. Throws an Error if something has no comment, or
+ * if a view is not in viewsInOrder. The Error names it.
  */
 export function declaredRelations(): Relation[] {
   const relations = Object.values(declarations).flatMap((declaration) => {
@@ -66,7 +69,7 @@ export function declaredRelations(): Relation[] {
   return relations.sort(byName);
 }
 
-/** The names of the columns of a declared table, in the order in which they are declared. */
+/** Returns the names of the columns of a declared table, in the order of their declaration. */
 export function columnOrder(table: string): string[] {
   const declaration = Object.values(declarations).find(
     (it) => is(it, PgTable) && getTableName(it) === table,
@@ -176,17 +179,17 @@ function declaredView(view: PgMaterializedView): Relation {
   };
 }
 
-/** As Postgres writes it: `numeric(10,2)`. */
+/** Returns the type of a column as Postgres writes it: `numeric(10,2)`. */
 const typeOf = (column: PgColumn) => column.getSQLType().replaceAll(', ', ',');
 
-/** In Postgres' own manner, and no longer than the 63 bytes that it keeps of a name. */
+/** Returns a name in Postgres' own style, cut to the 63 bytes that Postgres keeps of a name. */
 const indexName = (parts: string[], suffix: string) =>
   `${parts.join('_').slice(0, 62 - suffix.length)}_${suffix}`;
 
 const keyComment = (columns: string[]) =>
   `One row per ${columns.join(' and ')}. REFRESH MATERIALIZED VIEW CONCURRENTLY needs it.`;
 
-/** The comments on a relation and its columns. */
+/** Returns the comments on a relation and its columns. */
 const columnComments = (
   name: string,
   entries: [string, PgColumn][],
@@ -227,7 +230,9 @@ function undeclared(what: string): never {
   );
 }
 
-/** The tables and views in a schema of the database, by name, without those of extensions. */
+/**
+ * Returns the tables and views in a schema of the database, by name, without those of extensions.
+ */
 export async function readRelations(
   db: PgDatabase<PgQueryResultHKT>,
   inSchema = 'public',

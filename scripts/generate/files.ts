@@ -18,7 +18,7 @@ import {
 } from './migration.ts';
 import { firstStatement } from './statements.ts';
 
-/** For messages, which are read where the commands are run. */
+/** The path in messages, relative to the folder in which the commands run. */
 const folder = 'schema/migrations';
 const journalFile = 'meta/_journal.json';
 const baseline = '0000_lead_conversions';
@@ -40,12 +40,12 @@ const save = (file: string, text: string) =>
 const settings = { lockTimeout: '0', maxLoss: refreshDefaults.maxLoss };
 
 /**
- * Writes the migration from what the migrations make so far to what is declared,
- * and returns what to tell people. Tries it in the given embedded database, which
- * is as it was afterwards.
+ * Writes the migration that leads from the result of the earlier migrations to the declarations.
+ * Returns a message for people. Tries the migration in the given embedded database, where nothing
+ * remains of it.
  *
- * Throws an Error that says why there can be no such migration, or with `check`
- * that there is one.
+ * Throws an Error that says why there can be no such migration, or, with `check`, that there is
+ * one.
  */
 export async function generate(
   db: Session,
@@ -71,7 +71,7 @@ export async function generate(
   const previous: Snapshot = JSON.parse(read(snapshotFile(last.idx)));
   const current = generateDrizzleJson(declarations, previous.id);
   const changes = await changesBetween(previous, current);
-  // Drizzle skips a migration that is not later than those before it.
+  // Drizzle skips a migration that is not later than the migrations before it.
   const when = Math.max(Date.now(), last.when + 1);
   const files: string[][] = [];
   await rolledBack(db, async (tx) => {
@@ -100,7 +100,10 @@ export async function generate(
   return written.join('\n');
 }
 
-/** What there is once the tables have what is new, the views are as before, and nothing is dropped yet. */
+/**
+ * Returns the snapshot between the two files: the tables have their new parts, the views are
+ * unchanged, and nothing has been dropped yet.
+ */
 function tablesOfBoth(previous: Snapshot, current: Snapshot): Pick<Snapshot, 'tables' | 'views'> {
   type Tables = Record<string, { columns: object }>;
   const [old, all] = [previous.tables as Tables, current.tables as Tables];
@@ -111,7 +114,7 @@ function tablesOfBoth(previous: Snapshot, current: Snapshot): Pick<Snapshot, 'ta
   return { tables: { ...old, ...Object.fromEntries(tables) }, views: previous.views };
 }
 
-/** Throws if Drizzle would skip a migration, such as one of two branches that were merged. */
+/** Throws an Error if Drizzle would skip a migration, for example after a merge of two branches. */
 function refuseOtherOrder({ entries }: Journal): void {
   entries.forEach((entry, index) => {
     const before = entries[index - 1];
@@ -123,7 +126,7 @@ function refuseOtherOrder({ entries }: Journal): void {
   });
 }
 
-/** Writes the last migration of the journal, and the journal. */
+/** Writes the last migration of the journal, and the journal. Returns a message for people. */
 function write(migration: string[], snapshot: Snapshot, journal: Journal): string {
   const { idx, tag } = journal.entries.at(-1) as Journal['entries'][number];
   save(sqlFile(tag), textOf(migration));
@@ -133,9 +136,9 @@ function write(migration: string[], snapshot: Snapshot, journal: Journal): strin
 }
 
 /**
- * Writes the one migration that makes all that is declared, in place of those
- * there are, and returns what to tell people. Tries it in the given database,
- * which must be empty.
+ * Writes the one migration that creates everything that is declared, in place of all existing
+ * migrations. Returns a message for people. Tries the migration in the given database, which must
+ * be empty.
  */
 export async function generateBaseline(db: Session): Promise<string> {
   const journal: Journal = JSON.parse(read(journalFile));
@@ -168,7 +171,10 @@ export async function generateBaseline(db: Session): Promise<string> {
   return write(migration, current, { ...journal, entries: [entry] });
 }
 
-/** Throws if in a migration, of the file with this name, a name may mean what others have created. */
+/**
+ * Throws an Error if the migration in this file does not begin by setting the search_path: a name
+ * in it could then mean what others have created.
+ */
 function refuseOtherBeginnings(tag: string): void {
   const text = read(sqlFile(tag)).replace(/^(?:--.*\n|\s)*/, '');
   const breakpoint = '--> statement-breakpoint';
@@ -180,7 +186,7 @@ function refuseOtherBeginnings(tag: string): void {
   }
 }
 
-/** What drizzle-kit says it takes to get from one of its snapshots to the next. */
+/** Returns what drizzle-kit would do to get from one of its snapshots to the next. */
 async function changesBetween(previous: Snapshot, current: Snapshot): Promise<Changes> {
   const statements = await generateMigration(previous, current);
   return {

@@ -13,8 +13,8 @@ import {
 } from './statements.ts';
 
 /**
- * How columns are stored and sampled, where that is not as Postgres has it for their
- * types, with the action of ALTER TABLE that sets it.
+ * Selects the settings of columns that differ from Postgres' defaults for their types: how they are
+ * sampled and stored. Each has the action of ALTER TABLE that sets it.
  */
 const settingsOfColumns = `	SELECT
 		columns.*, setting, action
@@ -34,10 +34,9 @@ const settingsOfColumns = `	SELECT
 	WHERE is_set`;
 
 /**
- * What others have put on views that are about to be replaced, as statements that
- * put it on the new ones: their owner, options, statistics, indexes and grants. What
- * earlier migrations have made of the views is not among that, and of the indexes
- * that are declared only how they are stored.
+ * Selects what others have put on views that are about to be replaced, as statements that put it on
+ * the new views: their owner, options, statistics, indexes and grants. It leaves out what earlier
+ * migrations have made. Of the declared indexes, it selects only how they are stored.
  * https://www.postgresql.org/docs/16/sql-altermaterializedview.html
  */
 const found = (views: string[], made: Relation[], declared: Relation[]): string => {
@@ -47,7 +46,7 @@ const found = (views: string[], made: Relation[], declared: Relation[]): string 
   const indexesOf = (relations: Relation[]) =>
     of(relations).flatMap(({ indexes }) => indexes.map(({ name }) => name));
   const madeIndexes = indexesOf(made);
-  // What has the name of one that is declared only now is somebody else's.
+  // An index with a name that is declared only now belongs to somebody else.
   const declaredIndexes = indexesOf(declared).filter((name) => madeIndexes.includes(name));
   const madeGrants = of(made).flatMap(({ name, grants }) =>
     grants.map(({ role, privilege, column }) =>
@@ -239,7 +238,7 @@ FROM (
 ) AS found`;
 };
 
-/** Write down what others have put on views. */
+/** Returns the statements that write down what others have put on views. */
 export const writeDown = (views: string[], made: Relation[], declared: Relation[]): string[] => [
   `CREATE SCHEMA "${notes}";`,
   `CREATE VIEW "${notes}"."found" AS
@@ -248,8 +247,9 @@ ${found(views, made, declared)};`,
 ];
 
 /**
- * Stops where somebody has put something on a view since that was written down. To
- * give a view to the owner that it has takes a lock under which nobody can do that.
+ * Returns statements that stop the migration if somebody has put something on a view, or removed
+ * it, since that was written down. They give each view to its present owner, which takes a lock
+ * that keeps everybody from doing so afterwards.
  */
 const refuseWhatCameLater = (views: string[]) => [
   ...views.map(
@@ -271,19 +271,20 @@ const refuseWhatCameLater = (views: string[]) => [
 			END IF;`,
 ];
 
-/** A column of a table that a migration drops or changes, or with none the table itself. */
+/** A column that a migration drops or changes, or, without a column, a table that it drops. */
 export interface Touched {
   table: string;
   column: string | null;
-  /** DERIVE drops the column and adds it again. */
+  /** DERIVE drops the column, and adds it again as a derived one. */
   how: 'DROP' | 'DERIVE' | 'RETYPE';
 }
 
 /**
- * What others have put on tables and columns and would lose with them, or would
- * break, as texts. Those that this package has made are among them. Postgres does not
- * know which columns what uses whole rows needs, so all of that is among them, and so are
- * inheriting tables. A new type is refused only by what Postgres does not adapt itself.
+ * Selects, as texts, what others have put on tables and columns (dependent objects, column
+ * settings, grants), if it would be lost or broken with them. This includes what this package has
+ * made. It also includes inheriting tables, and everything that uses whole rows, because Postgres
+ * does not record which columns that needs. For a new type (RETYPE), it includes only what Postgres
+ * does not adapt itself.
  * https://www.postgresql.org/docs/16/catalog-pg-depend.html
  */
 export const dependents = (touched: Touched[]) => `WITH
@@ -349,7 +350,10 @@ SELECT format(
 FROM columns, aclexplode(attacl)
 WHERE how = 'DERIVE' AND grantee <> relowner`;
 
-/** Stops where others have put more than what is known on tables and columns, and names it. */
+/**
+ * Returns a statement that stops the migration if more than the known objects depend on tables and
+ * columns. Its message names the others.
+ */
 export const refuseDependents = (touched: Touched[], known: string[]) => `DO $$
 DECLARE
 	others text;
@@ -365,7 +369,10 @@ ${dependents(touched)}
 END
 $$;`;
 
-/** Puts on the new views what was written down, or stops and names what cannot be kept. */
+/**
+ * Puts on the new views what was written down. Stops the migration if something cannot be kept, and
+ * names it.
+ */
 export const putBack = `DO $$
 DECLARE
 	kept record;
@@ -387,14 +394,14 @@ BEGIN
 END
 $$;`;
 
-/** Drop what was only for the time of the migration. */
+/** The statements that drop what was needed only during the migration. */
 export const dropNotes = [
   `DROP VIEW "${notes}"."found";`,
   `DROP TABLE "${notes}"."kept";`,
   `DROP SCHEMA "${notes}";`,
 ];
 
-/** Does what was written down for the time after the exchange. */
+/** Runs the statements that were written down for the time after the exchange of the views. */
 export const putBackLast = `DO $$
 DECLARE
 	kept record;
@@ -410,9 +417,9 @@ END
 $$;`;
 
 /**
- * Drops indexes and views of public, and locks tables, at a moment when nobody is
- * using them. Stops if somebody has put something on those that are replaced since
- * that was written down.
+ * Returns a statement that drops indexes and views of public, and locks tables, at a moment when
+ * nobody uses them. It stops the migration if somebody has changed what is on the replaced views
+ * since that was written down.
  */
 export const dropOnceUnread = (
   indexes: string[],

@@ -42,7 +42,7 @@ import {
   takeTurn,
 } from './statements.ts';
 
-/** What drizzle-kit says of a change. */
+/** What drizzle-kit reports about a change. */
 export interface Changes {
   /** The statements of its migration. */
   statements: string[];
@@ -54,44 +54,44 @@ export interface Changes {
 
 type Session = PgDatabase<PgQueryResultHKT>;
 
-/** What a migration is made of, as the phases of making it see it. */
+/** What a migration consists of, as input for its phases. */
 interface Plan {
   declared: Relation[];
   creations: string[];
-  /** What the migrations before have made. */
+  /** What the earlier migrations have made. */
   made: Relation[];
-  /** Pairs of tables between which there is a foreign key. */
+  /** Pairs of tables with a foreign key between them. */
   links: string[][];
   /** Statements that create each declared index of a table. */
   tableIndexes: string[];
-  /** Views of which drizzle-kit says that they change. */
+  /** Views that change, according to drizzle-kit. */
   changed: string[];
-  /** Views that there are already and that change, or read what changes: each before what it reads. */
+  /** Existing views that change, or that read what changes. Each comes before what it reads. */
   old: string[];
-  /** Views to create, each after what it reads. */
+  /** Views to create. Each comes after what it reads. */
   created: string[];
-  /** Changes of tables that come first. */
+  /** Changes of tables, which come first. */
   changes: string[];
-  /** Drops of what an old view may still read, which come last. */
+  /** Statements that drop what an old view may still read. They come last. */
   drops: string[];
-  /** Whether what changes can only change while the views that read it are not there. */
+  /** Whether Postgres refuses the changes while the views that read the tables exist. */
   isUnderViews: boolean;
 }
 
-/** What adds a statement to a migration once it has been tried. */
+/** Tries a statement, and adds it to a migration. */
 type Add = (statement: string, note?: string) => Promise<void>;
 
 /**
- * Makes a migration of what drizzle-kit says: with comments, grants and the
- * views' indexes as they are declared, and with every view that changes replaced
- * side by side. Returns the statements of each file that it takes, none if there
- * is nothing to change. Where tables and views change, the tables have a file, and
- * so a transaction, of their own: its locks are not held while the views are filled.
+ * Completes the migration that drizzle-kit proposes: adds the declared comments, grants and indexes
+ * of views, and replaces every changed view with a new one that was filled beside it. Returns the
+ * statements of each file, none if nothing changes. If tables and views change, the tables have a
+ * file of their own, and so a transaction of their own: its locks are not held while the views are
+ * filled.
  *
- * Each statement is tried as it is made, in the given database, which has all
- * earlier migrations, and in which nothing remains. Throws an Error with the
- * statement that fails, or one that names what would not become as it is declared.
- * The first file is recorded under `createdAt`, the second under the next number.
+ * Each statement is tried immediately in the given database, which has all earlier migrations.
+ * Nothing remains in it. Throws an Error with the statement if one fails, or an Error that names
+ * what would not match its declaration. The first file is recorded under `createdAt`, the second
+ * under the next number.
  */
 export async function completeMigration(
   database: Session,
@@ -163,15 +163,16 @@ async function planOf(
   };
 }
 
-/** Changes tables, and what is declared of the tables and views that stay. */
+/** Changes tables, and the declared properties of the tables and views that stay. */
 async function changeTables(db: Session, plan: Plan, add: Add): Promise<void> {
   const standing = standingIn(plan);
   const drops = touches(plan) ? [] : plan.drops;
   if (!plan.isUnderViews) {
-    // An index of a view takes long, and keeps no reader waiting.
+    // An index of a view takes long to create, but blocks no reader.
     const views = standing.filter(({ kind }) => kind !== 'TABLE');
     await complete(db, views, 'public', add);
-    // What others wait for comes at once: while this waits, it must hold nothing of that.
+    // All locks that block others are taken at once. While this waits for them, it must hold none
+    // of them.
     await lockChanging([...plan.changes, ...drops], surplusIndexes(standing, plan.made), plan, add);
   }
   await refuseWhatOthersLose(db, plan.changes, add);
@@ -179,7 +180,7 @@ async function changeTables(db: Session, plan: Plan, add: Add): Promise<void> {
   for (const statement of plan.changes) {
     await add(statement);
   }
-  // With a column that was dropped to be derived anew, its indexes have gone.
+  // If a column was dropped to be derived anew, its indexes are gone, too.
   const there = await readRelations(db);
   const lost = plan.tableIndexes.filter((statement) => {
     const name = /INDEX "([^"]+)"/.exec(statement)?.[1];
@@ -199,7 +200,7 @@ async function changeTables(db: Session, plan: Plan, add: Add): Promise<void> {
   await drop(db, drops, add);
 }
 
-/** What is declared of the tables, and of the views where no view is replaced. */
+/** Returns the declared tables that stay, and the declared views if no view is replaced. */
 const standingIn = (plan: Plan): Relation[] =>
   plan.declared.filter(
     ({ name, kind }) => !plan.created.includes(name) && (kind === 'TABLE' || !touches(plan)),
@@ -281,7 +282,7 @@ const ownerNote = 'Gives new tables and views the same owner as the others, whoe
 const exchangeNote =
   'Others wait only here. This waits 0.3 seconds for sessions that use these views and tables, then lets all sessions continue, and tries again a second later. If a view of somebody else reads what is dropped, the migration stops and names that view.';
 
-/** Notes of views that are about to be replaced what the new ones are to have, too. */
+/** Writes down what is on the views that are about to be replaced, for the new ones. */
 async function writeDownOld({ made, declared }: Plan, replaced: string[], add: Add): Promise<void> {
   if (replaced.length > 0) {
     const [first = '', ...others] = writeDown(replaced, made, declared);
@@ -303,8 +304,8 @@ async function drop(db: Session, drops: string[], add: Add): Promise<void> {
 }
 
 /**
- * Stops the migration where statements would take away or break what others have put
- * on a table. What there is on the embedded database is ours.
+ * Adds a statement that stops the migration if it would remove or break what others have put on a
+ * table. Whatever depends on the tables in the embedded database is ours.
  */
 async function refuseWhatOthersLose(db: Session, statements: string[], add: Add): Promise<void> {
   const touched = statements.flatMap((statement) => touchedBy(statement, statements));
@@ -319,7 +320,7 @@ async function refuseWhatOthersLose(db: Session, statements: string[], add: Add)
   }
 }
 
-/** What a statement drops or changes the type of. */
+/** Returns the table or column that a statement drops, or whose type it changes. */
 function touchedBy(statement: string, all: string[]): Touched[] {
   const [, gone] = /^DROP TABLE "public"\."([^"]+)"/.exec(statement) ?? [];
   if (gone) {
@@ -354,8 +355,8 @@ async function lockChanging(
 }
 
 /**
- * The locks that statements need on tables that there are already, one for each
- * table. What may concern a foreign key locks the tables on either side of one.
+ * Returns the locks that statements need on existing tables, one for each table. A statement that
+ * may affect a foreign key locks the tables on both sides.
  */
 function locksOf(statements: string[], { made, links }: Pick<Plan, 'made' | 'links'>): TableLock[] {
   const needed = statements.flatMap((statement): TableLock[] => {
@@ -383,7 +384,7 @@ function locksOf(statements: string[], { made, links }: Pick<Plan, 'made' | 'lin
   });
 }
 
-/** The pairs of tables between which there is a foreign key. */
+/** Returns the pairs of tables with a foreign key between them. */
 async function foreignKeys(db: Session): Promise<string[][]> {
   const rows = await db
     .select({
@@ -396,8 +397,8 @@ async function foreignKeys(db: Session): Promise<string[][]> {
 }
 
 /**
- * The tables of which Postgres refuses a change because a view reads what changes,
- * such as the type of a column.
+ * Returns the tables that Postgres refuses to change because a view reads what changes, such as the
+ * type of a column.
  */
 async function tablesUnderViews(db: Session, statements: string[]): Promise<string[]> {
   const tables: string[] = [];
@@ -405,7 +406,7 @@ async function tablesUnderViews(db: Session, statements: string[]): Promise<stri
     for (const statement of statements) {
       const table = tableOf(statement) ?? '';
       if (tables.includes(table)) {
-        continue; // perhaps it builds on the statement that was refused
+        continue; // it may depend on the statement that was refused
       }
       await trial
         .transaction(async (savepoint) => {
@@ -425,7 +426,7 @@ async function tablesUnderViews(db: Session, statements: string[]): Promise<stri
   return tables;
 }
 
-/** Does work in a transaction that is rolled back when it is done. */
+/** Does work in a transaction, which is rolled back afterwards. */
 export async function rolledBack(db: Session, work: (tx: Session) => Promise<void>): Promise<void> {
   const done = new Error('done');
   await db
@@ -441,10 +442,9 @@ export async function rolledBack(db: Session, work: (tx: Session) => Promise<voi
 }
 
 /**
- * Makes the one migration of an empty database: table by table and view by view,
- * each with all that is declared of it. Tries every statement as it is made, in
- * the given database, which drizzle-kit has prepared for its records. Throws as
- * completeMigration does.
+ * Makes the one migration of an empty database, table by table and view by view, each with its
+ * declared properties. Tries every statement immediately in the given database, in which the table
+ * of drizzle-kit's records exists. Throws the same errors as completeMigration.
  */
 export async function completeBaseline(
   database: Session,
@@ -466,7 +466,7 @@ export async function completeBaseline(
       const ofTable = statements.filter((statement) => tableOf(statement) === table);
       for (const statement of ofTable) {
         await add(
-          // In a CHECK, columns need not be told from those of other tables.
+          // In a CHECK, column names need no table name.
           statement.replaceAll(`"public"."${table}"."`, '"'),
           statement === ofTable[0] ? noteOf(table) : undefined,
         );
@@ -514,13 +514,13 @@ const firstView = getViewName(fctClientConversionEvents);
 
 const viewNames = () => viewsInOrder.map((view) => getMaterializedViewConfig(view).name);
 
-/** A migration with the words before it that say what it does. */
+/** Puts a description before a migration. */
 const beginningWith = (heading: string, [first, ...others]: string[]) => [
   `${comment(heading)}\n--\n${comment('Every name in this file is in pg_catalog or has its schema. So it never means an object that others have created under the same name in a schema that they may write to.')}\n${first}`,
   ...others,
 ];
 
-/** What adds statements to a migration once they have been tried. */
+/** Returns a migration, and the function that tries statements and adds them to it. */
 function writerOf(db: Session): { add: Add; migration: string[] } {
   const migration: string[] = [];
   const add: Add = async (statement, note) => {
@@ -535,10 +535,10 @@ function writerOf(db: Session): { add: Add; migration: string[] } {
   return { add, migration };
 }
 
-/** Adds what gives relations the indexes and comments that are declared. */
+/** Adds the statements for the declared indexes and comments of relations. */
 const complete = addingTo(completing);
 
-/** Adds what gives others the rights on relations that are declared. */
+/** Adds the statements for the declared grants on relations. */
 const grant = addingTo(granting);
 
 function addingTo(what: typeof completing) {
@@ -552,7 +552,10 @@ function addingTo(what: typeof completing) {
   };
 }
 
-/** The statement that creates a view, in a schema where it reads what is created there with it. */
+/**
+ * Returns the statement that creates a view in a schema. In it, the view reads those views of the
+ * same schema that are created with it.
+ */
 function creationOf(
   name: string,
   creations: string[],
@@ -567,7 +570,10 @@ function creationOf(
     .replace(/\)(?: WITH NO DATA)?;$/, ') WITH NO DATA;');
 }
 
-/** The text of a migration's file, whose statements Drizzle wants apart. What has a note begins a paragraph. */
+/**
+ * Returns the text of a migration's file. Drizzle wants breakpoints between the statements. A
+ * statement with a note begins a paragraph.
+ */
 export const textOf = (migration: string[]): string =>
   `${migration.join('--> statement-breakpoint\n').replaceAll('breakpoint\n--', 'breakpoint\n\n--')}\n`;
 
@@ -577,19 +583,25 @@ const isOfView = (statement: string) => ofView.test(statement);
 
 const viewOf = (statement: string) => ofView.exec(statement)?.[1] ?? '';
 
-/** The table that a statement is about. */
+/** Returns the table that a statement is about. */
 const tableOf = (statement: string) => /(?:TABLE|ON) "public"\."([^"]+)"/.exec(statement)?.[1];
 
-/** The table of the index that a statement drops. */
+/** Returns the table of the index that a statement drops. */
 function tableOfIndex(statement: string, made: Relation[]): string | undefined {
   const index = /^DROP INDEX "public"\."([^"]+)"/.exec(statement)?.[1];
   return made.find(({ indexes }) => indexes.some(({ name }) => name === index))?.name;
 }
 
-/** What an old view may still read, so that it is dropped after that. */
+/**
+ * Returns whether a statement drops what an old view may still read, and so must come after its
+ * drop.
+ */
 const isLast = (statement: string) => /^DROP TABLE |^ALTER TABLE \S+ DROP COLUMN /.test(statement);
 
-/** Those of these views that there are, and all that read them: each before what it reads. */
+/**
+ * Returns those of these views that exist, and all views that read them. Each comes before what it
+ * reads.
+ */
 async function viewsReading(db: Session, names: string[]): Promise<string[]> {
   const views = await db
     .select({ name: sql<string>`relname` })
@@ -615,7 +627,7 @@ async function viewsReading(db: Session, names: string[]): Promise<string[]> {
   return views.map(({ name }) => name);
 }
 
-/** The sequences of the schema public, by name. */
+/** Returns the sequences of the schema public, by name. */
 async function sequences(db: Session): Promise<string[]> {
   const rows = await db
     .select({ name: sql<string>`format('%I.%I', schemaname, sequencename)` })
@@ -624,7 +636,7 @@ async function sequences(db: Session): Promise<string[]> {
   return rows.map(({ name }) => name);
 }
 
-/** What a migration does, in sentences. */
+/** Returns sentences on what a migration does. */
 function headingOf(plan: Plan): string {
   const { changes, drops, changed, old, created, made, isUnderViews } = plan;
   const list = (names: string[]) => [...new Set(names)].join(' and ');
@@ -656,11 +668,16 @@ function headingOf(plan: Plan): string {
   return sentences.join(' ') || 'Updates comments, indexes and grants to match their declarations.';
 }
 
-/** What a migration does that comes before the one of the views. */
+/**
+ * Returns sentences on what the migration of the tables does, which precedes the one of the views.
+ */
 const headingOfTables = (plan: Plan) =>
   `${headingOf({ ...plan, drops: [], old: [], created: [] })} The views follow in the next migration, so nobody waits for these tables while the views are filled.`;
 
-/** The statements that give a relation the indexes and comments that drizzle-kit has no words for. */
+/**
+ * Returns the statements for those declared indexes and comments of a relation that drizzle-kit
+ * cannot express.
+ */
 function completing(declared: Relation, actual: Relation | undefined, inSchema: string): string[] {
   const relation = `"${inSchema}"."${declared.name}"`;
   const objectOf = ({ on, name }: Comment) =>
@@ -670,7 +687,7 @@ function completing(declared: Relation, actual: Relation | undefined, inSchema: 
       CONSTRAINT: `CONSTRAINT "${name}" ON ${relation}`,
       INDEX: `INDEX "${inSchema}"."${name}"`,
     })[on];
-  // As a reader of the migration expects them, and not by name.
+  // In the order of the columns, as readers of the migration expect them, not by name.
   const order = columnOrder(declared.name);
   const byPosition = (one: Comment, other: Comment) =>
     one.on === 'COLUMN' && other.on === 'COLUMN'
@@ -689,9 +706,8 @@ function completing(declared: Relation, actual: Relation | undefined, inSchema: 
 }
 
 /**
- * The statements that give others the rights on a relation that are declared. They
- * come after those that take rights away, because to revoke a privilege on a
- * relation revokes it on all of its columns.
+ * Returns the statements that make the grants on a relation match the declared ones. The REVOKEs
+ * come first, because revoking a privilege on a relation also revokes it on all of its columns.
  */
 function granting(declared: Relation, actual: Relation | undefined, inSchema: string): string[] {
   const relation = `"${inSchema}"."${declared.name}"`;
@@ -706,7 +722,7 @@ function granting(declared: Relation, actual: Relation | undefined, inSchema: st
   ];
 }
 
-/** Grants, with one for all columns of the same role and privilege, as SQL has it. */
+/** Returns grants, with all columns of the same role and privilege in one, as in SQL. */
 function grouped(grants: Grant[]): { role: string; privilege: string }[] {
   const groups = new Map<string, { role: string; privilege: string; columns: string[] }>();
   for (const { role, privilege, column } of grants) {
@@ -721,11 +737,11 @@ function grouped(grants: Grant[]): { role: string; privilege: string }[] {
   }));
 }
 
-/** drizzle-kit knows those of tables. */
+/** Returns the indexes of a view. drizzle-kit handles the indexes of tables. */
 const indexesOf = (relation?: Relation) =>
   relation?.kind === 'MATERIALIZED VIEW' ? relation.indexes : [];
 
-/** The indexes of views that are not declared any more. */
+/** Returns the indexes of views that are no longer declared. */
 const surplusIndexes = (declared: Relation[], actual: Relation[]): string[] =>
   declared
     .flatMap((view) => without(indexesOf(named(view.name, actual)), indexesOf(view)))
@@ -737,22 +753,25 @@ const named = <Item extends { name: string }>(name: string, items: Item[]): Item
 const relationsOf = (names: string[], declared: Relation[]): Relation[] =>
   names.flatMap((name) => named(name, declared) ?? []);
 
-/** The items of a list that are not, exactly so, in another. */
+/** Returns the items of a list that have no equal item in another list. */
 const without = <Item>(items: Item[] = [], others: Item[] = []): Item[] =>
   items.filter((item) => !others.some((other) => isDeepStrictEqual(item, other)));
 
-/** A comment of SQL, in lines of 80 characters. */
+/** Returns a comment in SQL, in lines of at most 80 characters. */
 const comment = (text: string): string =>
   text.replace(/(\S{78,}|.{1,77})(?:\s+|$)/g, '-- $1\n').trimEnd();
 
-/** The line of a statement in which Postgres has found an error, or else the first one. */
+/** Returns the line of a statement in which Postgres found an error, or else the first line. */
 function placeOf(error: unknown, statement: string): string {
   const { position } = (error as { cause?: { position?: string } }).cause ?? {};
   const before = statement.slice(0, Number(position ?? 1)).split('\n').length;
   return `line ${before}: ${statement.split('\n')[before - 1]?.trim()}`;
 }
 
-/** Throws an Error that names what a view reads although it is not declared to. */
+/**
+ * Throws an Error if a view reads something that is not declared in its `reads`. The Error names
+ * it.
+ */
 async function refuseUndeclaredReads(db: Session): Promise<void> {
   for (const view of viewsInOrder) {
     await catalogView(db, view).catch((error) => {
@@ -763,12 +782,12 @@ async function refuseUndeclaredReads(db: Session): Promise<void> {
   }
 }
 
-/** Throws an Error that names what is not as it is declared. */
+/** Throws an Error if a relation does not match its declaration. The Error names the difference. */
 function refuseDifferences(declared: Relation[], actual: Relation[]): void {
   for (const relation of declared) {
     const made = named(relation.name, actual);
     const properties = ['comments', 'grants', 'columns', 'indexes'] as const;
-    // The columns and indexes of a table are as drizzle-kit has made them.
+    // drizzle-kit has made the columns and indexes of a table.
     for (const property of properties.slice(0, relation.kind === 'TABLE' ? 2 : 4)) {
       const [is, wanted] = [made?.[property], relation[property]];
       if (!isDeepStrictEqual(is, wanted)) {

@@ -7,13 +7,13 @@ import { lockHolders } from '../../views/catalog.ts';
 import { refreshDefaults } from '../../views/refresh.ts';
 import { endWhenGone, isKnownSetting } from '../../views/session.ts';
 
-/** Where the new views are until they take the places of the old ones. */
+/** The schema of the new views until they replace the old ones. */
 export const scratch = 'lead_conversions_new';
 
-/** Where it is noted meanwhile what the new views are to have of the old ones. */
+/** The schema in which a migration notes what the new views must keep of the old ones. */
 export const notes = 'lead_conversions_kept';
 
-/** Where Drizzle records what it has migrated. */
+/** The table in which Drizzle records migrations. */
 export const records = `drizzle.${migrations.migrationsTable}`;
 
 const render = (fragment: SQL) => new PgDialect().sqlToQuery(fragment).sql;
@@ -25,7 +25,10 @@ export const literals = (texts: string[]) => texts.map(literal).join(', ');
 
 export const array = (texts: string[]) => `ARRAY[${literals(texts)}]::text[]`;
 
-/** The sessions that have locked these relations, or wait to, in a mode that the condition picks. */
+/**
+ * Returns a query for the sessions that have locked these relations, or wait to, in a mode that the
+ * condition selects.
+ */
 const holdersOf = (relations: string[], mode = 'true') =>
   render(
     lockHolders(
@@ -35,22 +38,22 @@ const holdersOf = (relations: string[], mode = 'true') =>
     ),
   );
 
-/** Modes of locks that are in the way of SHARE UPDATE EXCLUSIVE. */
+/** The condition for lock modes that conflict with SHARE UPDATE EXCLUSIVE. */
 const isInTheWay = `pg_locks.mode !~ '^(Access|Row)Share|^RowExclusive'`;
 
-/** The statement with which every migration begins. */
+/** The first statement of every migration. */
 export const firstStatement = `${render(pinSearchPath).replace(/^.* to /, 'SET LOCAL search_path TO ')};`;
 
 /** How long a statement may wait for a lock, unless it says otherwise. */
 export const lockTimeout = '10s';
 
-/** Whatever the settings of the role and the database are. */
+/** Settings that do not depend on those of the role and the database. */
 export const bounds = [
   'SET LOCAL statement_timeout TO 0;',
   `SET LOCAL lock_timeout TO '${lockTimeout}';`,
-  // Names are quoted where they must be, as in what is compared with them.
+  // Quotes names only where necessary, like the texts that are compared with them.
   'SET LOCAL quote_all_identifiers TO off;',
-  // A deploy that is gone or frozen holds nobody off.
+  // Ends the transaction of a deploy that is gone or frozen, so it blocks nobody.
   `SELECT set_config(name, value, true)
 FROM (VALUES
 	${Object.entries(endWhenGone)
@@ -58,19 +61,19 @@ FROM (VALUES
     .join(',\n\t')}
 ) AS settings (name, value)
 WHERE ${render(isKnownSetting)};`,
-  // Only the extension Citus knows this one. Where it is not installed, it is a name that nobody reads.
+  // Only the extension Citus knows this setting. Without Citus, nothing reads it.
   `SET LOCAL citus.multi_shard_modify_mode TO 'sequential';`,
 ];
 
-/** A change of a column's type, too, means the same whatever the time zone of the database. */
+/** Makes a change of a column's type mean the same, whatever the time zone of the database. */
 export const pinTimeZone = `SET LOCAL TimeZone TO 'UTC';`;
 
-/** Has deploys take turns, to the end of the transaction. */
+/** Makes deploys take turns, until the end of the transaction. */
 export const lockRecords = `LOCK TABLE ${records} IN SHARE UPDATE EXCLUSIVE MODE;`;
 
 export const holdersOfRecords = holdersOf([records], isInTheWay);
 
-/** Stops a migration which another deploy has applied while this one was about to. */
+/** Returns a statement that stops a migration if another deploy has just applied it. */
 export const takeTurn = (createdAt: number) => `DO $$
 BEGIN
 	SET LOCAL lock_timeout TO '10min';
@@ -82,7 +85,7 @@ BEGIN
 END
 $$;`;
 
-/** Stops where a migration cannot be the first of its database. */
+/** Stops a migration that cannot be the first one of its database. */
 export const refuseOtherDatabases = `DO $$
 BEGIN
 	IF to_regclass('${records}') IS NULL THEN
@@ -122,7 +125,10 @@ EXCEPTION
 END
 $$;`;
 
-/** Postgres only warns of a grant that the role may not make. */
+/**
+ * Stops the migration if the grant on the schema public had no effect. Postgres only warns if the
+ * role may not make a grant.
+ */
 export const refuseUselessGrants = `DO $$
 BEGIN
 	IF NOT has_schema_privilege('${readerRole}', 'public', 'USAGE') THEN
@@ -135,7 +141,10 @@ $$;`;
 export const revokeNote =
   'The default privileges of a database may give other roles rights on new objects. This revokes them all. The declared grants follow.';
 
-/** Takes all rights on relations and their sequences from all but the owners, and on a schema that has no others in it. */
+/**
+ * Returns a statement that revokes all rights on relations and their sequences from everybody but
+ * the owners. It does the same for the given schema, if that has no other tables.
+ */
 export function revokeAll(relations: string[], schema?: string): string {
   return `DO $$
 DECLARE
@@ -191,7 +200,7 @@ END
 $$;`;
 }
 
-/** Waits for a refresh that runs, and keeps others from beginning until the commit. */
+/** Waits for a running refresh, and keeps others from starting until the commit. */
 export const lockRefreshes = `DO $$
 BEGIN
 	SET LOCAL lock_timeout TO '5min';
@@ -209,9 +218,9 @@ END
 $$;`;
 
 /**
- * Does work under locks that are asked for again and again, 0.3 seconds each time, so
- * that nobody queues behind them for longer. Before that, the quiet statements take locks
- * in which only a vacuum or its like is in the way, and behind which no reader or writer
+ * Returns a statement that runs `work` under locks. It requests the locks again and again, for 0.3
+ * seconds each time, so nobody queues behind them for longer. Before that, the quiet statements
+ * take locks with which only a vacuum or the like conflicts, and behind which no reader or writer
  * queues. An automatic vacuum gives way to them after deadlock_timeout.
  * https://www.postgresql.org/docs/16/routine-vacuuming.html#AUTOVACUUM
  */
@@ -259,15 +268,18 @@ export interface TableLock {
 export const lockTable = ({ table, mode }: TableLock) =>
   `LOCK TABLE "public"."${table}" IN ${mode} MODE;`;
 
-/** Locks a table in a mode that no reader or writer minds. */
+/** Returns a statement that locks a table in a mode that blocks no reader or writer. */
 export const lockTableQuietly = ({ table }: TableLock) =>
   `LOCK TABLE "public"."${table}" IN SHARE UPDATE EXCLUSIVE MODE;`;
 
-/** Does the same for a view, for which there is no LOCK TABLE: its comment stays as it is. */
+/**
+ * Returns a statement that locks a view in that mode. LOCK TABLE does not accept views, so it sets
+ * the comment of the view to the present one.
+ */
 export const lockViewQuietly = (view: string) =>
   `EXECUTE format('COMMENT ON MATERIALIZED VIEW public.%I IS %L', ${literal(view)}, obj_description('public.${view}'::regclass, 'pg_class'));`;
 
-/** Locks tables at a moment when nobody is in the way. */
+/** Returns a statement that locks tables at a moment when nobody is in the way. */
 export const lockTablesOncePossible = (locks: TableLock[]) =>
   oncePossible(
     locks.map(lockTableQuietly),
@@ -275,7 +287,9 @@ export const lockTablesOncePossible = (locks: TableLock[]) =>
     locks.map(({ table }) => table),
   );
 
-/** Gives new relations to the role that all others belong to, whoever migrates. */
+/**
+ * Returns a statement that gives new relations to the role that owns all others, whoever migrates.
+ */
 export const giveToOwner = (relations: string[]) => `DO $$
 DECLARE
 	relation regclass;
@@ -288,7 +302,7 @@ BEGIN
 END
 $$;`;
 
-/** How the users and clients of a first view are counted, as in a refresh. */
+/** Counts the users and clients of the first view in a schema, as a refresh does. */
 const counts = (schema: string) => `SELECT
 			count(*) AS users,
 			count(*) FILTER (WHERE lead_status = 'CLIENT') AS clients,
@@ -306,7 +320,10 @@ BEGIN
 END
 $$;`;
 
-/** Stops where the new first view has lost more users or clients than a refresh may take away. */
+/**
+ * Stops the migration if the new first view has lost more users or clients than a refresh may take
+ * away.
+ */
 export const refuseLoss = `DO $$
 DECLARE
 	setting text := coalesce(nullif(current_setting('lead_conversions.max_loss', true), ''), '${refreshDefaults.maxLoss}');

@@ -5,7 +5,7 @@ import { columnNames } from './header.ts';
 import { type Problems, shownProblems } from './problems.ts';
 import { differ, keyNames, type LoadTransaction, list, loadingOf } from './tables.ts';
 
-/** The files of a load, by whether all of their records could be read. */
+/** The files of a load, divided by whether all of their records could be read. */
 export interface Loading {
   complete: InputFile[];
   incomplete: InputFile[];
@@ -16,7 +16,10 @@ export interface Loading {
 const fileOf = (files: InputFile[], table: PgTable): InputFile | undefined =>
   files.find((file) => file.table === table);
 
-/** Adds what is wrong with the rows of a file, by the rules of its table and in the company of all other rows. */
+/**
+ * Adds the problems of the rows of a file: rules of its table that they break, and conflicts with
+ * other rows of the file and of the other tables.
+ */
 export async function addProblemsOfRows(
   transaction: LoadTransaction,
   { table }: InputFile,
@@ -45,7 +48,10 @@ export async function addProblemsOfRows(
   }
 }
 
-/** For each CHECK of a table, the rows that it refuses, and what its comment says of it. None if there are no such rows. */
+/**
+ * Returns one query for each CHECK of a table. It selects the rows that the CHECK refuses, with the
+ * comment on the CHECK. Returns no queries if no row is refused.
+ */
 async function brokenRules(transaction: LoadTransaction, table: PgTable): Promise<SQL[]> {
   const checks = await transaction.query(sql`
     select
@@ -77,7 +83,7 @@ async function brokenRules(transaction: LoadTransaction, table: PgTable): Promis
       isRefused: column === 'timezone_id' ? unlessUnknownZone(value, isBroken) : isBroken,
     };
   });
-  // All rules in one pass, since hardly ever is one broken.
+  // All rules are checked in one pass, because it is rare that any is broken.
   const anyRefused = sql.join([sql`false`, ...rules.map(({ isRefused }) => isRefused)], sql` or `);
   const [found] = await transaction.query(
     sql`select exists (select from ${loadingOf(table)} where ${anyRefused}) as any`,
@@ -92,14 +98,17 @@ async function brokenRules(transaction: LoadTransaction, table: PgTable): Promis
     : [];
 }
 
-/** That a time zone is unknown or refused. Postgres itself raises an error for one that it does not know. */
+/**
+ * The condition that a time zone is unknown or refused. It looks the zone up first, because
+ * Postgres raises an error for an unknown one.
+ */
 const unlessUnknownZone = (zone: ReturnType<typeof sql.identifier>, isRefused: SQL) => sql`
   case
     when lower(${zone}) in (select lower(name) from pg_timezone_names) then ${isRefused}
     else ${zone} is not null
   end`;
 
-/** The rows whose key stands in an earlier line with other values. */
+/** Selects the rows whose key is also in an earlier line, with other values. */
 function contradictions(table: PgTable): SQL {
   const keys = keyNames(table);
   const others = columnNames(table).filter((name) => !keys.includes(name));
@@ -127,12 +136,12 @@ function contradictions(table: PgTable): SQL {
 }
 
 /**
- * For each foreign key, the rows that name a branch or a user that neither its file has
- * nor the table. Where the file is the whole table, that alone counts. Where records of
- * that file could not be read, nobody knows.
+ * Returns one query for each foreign key. It selects the rows that name a branch or user that is
+ * neither in the file nor in the table of branches or users. If that file is the whole table, only
+ * the file counts. If some of its records could not be read, the foreign key is not checked.
  *
- * No temporary table is joined with a stored one, which Citus refuses where that is
- * distributed: a materialized CTE stands between the two.
+ * Citus refuses to join a temporary table with a distributed one. So a materialized CTE is always
+ * between the two.
  */
 function unknownReferences(table: PgTable, { complete, incomplete, isSnapshot }: Loading): SQL[] {
   return getTableConfig(table)
@@ -177,8 +186,8 @@ function unknownReferences(table: PgTable, { complete, incomplete, isSnapshot }:
 }
 
 /**
- * That a table would lose keys, since its file does not have them, which rows of a table
- * without a file refer to: those rows stay, so that the keys cannot go.
+ * Returns queries for keys that a table would lose because its file does not have them, although
+ * rows of a table without a file refer to them. Those rows stay, so the keys must stay, too.
  */
 function lostReferences(table: PgTable, { complete, incomplete }: Loading): SQL[] {
   if (!fileOf(complete, table)) {
@@ -217,6 +226,9 @@ function lostReferences(table: PgTable, { complete, incomplete }: Loading): SQL[
     );
 }
 
-/** A value as messages show it, cut where it is long. In ASCII, since the database may have another encoding. */
+/**
+ * A value as messages show it, shortened if it is long. It is in ASCII, because the database may
+ * have another encoding.
+ */
 const quoted = (value: SQL | ReturnType<typeof sql.identifier>): SQL =>
   sql`to_json(left(${value}::text, 80))::text || case when length(${value}::text) > 80 then '...' else '' end`;

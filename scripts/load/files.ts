@@ -10,7 +10,7 @@ import {
 } from '../../schema/index.ts';
 import type { Source } from './text.ts';
 
-/** The input tables, each after those that it refers to. */
+/** The input tables. Each comes after the tables that it refers to. */
 export const inputTables = [dimBranch, dimUser, fctCreditPackPurchases, fctMembershipPurchases];
 
 /** A file that is named after an input table. */
@@ -19,22 +19,22 @@ export interface InputFile extends Source {
   /** Its name, such as `dim_user.csv`. */
   name: string;
   bytes: number;
-  /** When it was last written, in milliseconds. */
+  /** When it was last written, in milliseconds since 1970. */
   writtenAt: number;
 }
 
 const namesOf = (table: PgTable) => [`${getTableName(table)}.csv`, `${getTableName(table)}.csv.gz`];
 
-/** What is perhaps meant to be loaded, by its name. */
+/** Returns whether a name looks like that of a file to load. */
 const isLikely = (name: string) =>
   /csv|tsv|xlsx?$|parquet|branch|user|purchase|member|credit/i.test(name) && !name.startsWith('.');
 
 /**
- * The files of a folder that are loaded, in the order of the tables, and the names of
- * those that are perhaps meant to be, but are not.
+ * Returns the files of a folder that are loaded, in the order of the tables. Also returns the names
+ * of other files that somebody may have wanted to load.
  *
- * Throws an Error that says what to do where there is nothing to load, or it is not
- * clear what is.
+ * Throws an Error that says what to do if there is nothing to load, or if there are two files for
+ * one table.
  */
 export async function findFiles(folder: string): Promise<{ files: InputFile[]; others: string[] }> {
   const entries = await readdir(folder, { withFileTypes: true }).catch(
@@ -71,7 +71,10 @@ export async function findFiles(folder: string): Promise<{ files: InputFile[]; o
   return { files, others: others.toSorted() };
 }
 
-/** What is known of a file before it is read. Others than files are not opened: that may wait for ever. */
+/**
+ * Returns the size of a file and the time it was last written. Throws an Error if it is a folder, a
+ * pipe or a device: to open a pipe may take forever.
+ */
 async function look(path: string, name: string) {
   const found = await stat(path).catch((error: NodeJS.ErrnoException) => {
     throw new Error(`${name} cannot be read: ${error.message}.`);
@@ -84,7 +87,7 @@ async function look(path: string, name: string) {
   return { bytes: found.size, writtenAt: found.mtimeMs };
 }
 
-/** Throws an Error that says so if a file has been written to since it was found. */
+/** Throws an Error if a file has been written to since it was found. */
 export async function refuseChanged({ path, name, bytes, writtenAt }: InputFile): Promise<void> {
   const now = await look(path, name);
   if (now.bytes !== bytes || now.writtenAt !== writtenAt) {

@@ -23,9 +23,9 @@ import { copyRows, createLoading, keyNames, type LoadTransaction, type Row } fro
 import { readText, type UnreadableError } from './text.ts';
 import { readInstant, wrongWithJson } from './values.ts';
 
-/** How the files are written, what to do with them, and the bounds of the load. */
+/** How the files are written, how to load them, and the bounds of the load. */
 export interface LoadOptions extends Partial<LoadBounds> {
-  /** Whether each file is the whole of its table: rows that it does not have are deleted. */
+  /** Whether each file is the whole of its table. If so, rows that it does not have are deleted. */
   isSnapshot?: boolean;
   /** The share of the rows of a table that a snapshot may delete, such as `20%`. */
   maxLoss?: string;
@@ -35,12 +35,12 @@ export interface LoadOptions extends Partial<LoadBounds> {
   rename?: string[];
   /** Whether to leave out columns that a table does not have. */
   ignoreColumns?: boolean;
-  /** What stands for NULL where it is not quoted, beside nothing at all. */
+  /** Texts that stand for NULL where they are not quoted. An empty field always does. */
   null?: string[];
-  /** What escapes a quote within quotes: a second one, or `\`. */
+  /** What escapes a quote within quotes: a second quote, or `\`. */
   escape?: string;
   onProgress?: (progress: LoadProgress) => void;
-  /** Told of what is not loaded, in sentences. */
+  /** Called with sentences about what is not loaded. */
   onWarning?: (warning: string) => void;
 }
 
@@ -48,25 +48,27 @@ export interface LoadOptions extends Partial<LoadBounds> {
 export interface LoadProgress {
   /** Name of the file, such as `dim_user.csv`. */
   file: string;
-  /** What is done to its rows. */
+  /** What is being done with its rows. */
   step: 'read' | 'check' | 'compare' | 'store';
-  /** Bytes read so far, and in the whole file. */
+  /** Bytes read so far, and bytes of the whole file. */
   readBytes: number;
   totalBytes: number;
 }
 
 /**
- * Loads the CSV files of a folder, each named after its input table
- * (`dim_user.csv`, or `dim_user.csv.gz`), in one transaction. A file that is not
- * there is not loaded. A row whose key is in the table already replaces that row. The
- * caller vacuums the tables that have changed once the transaction is committed.
+ * Loads the CSV files of a folder, each named after its input table (`dim_user.csv`, or
+ * `dim_user.csv.gz`), in one transaction. Tables without a file are not loaded. If the key of a row
+ * is already in the table, the row replaces the old one. After the commit, the caller vacuums the
+ * tables that have changed.
  *
- * Throws, and has changed nothing: an Error with the first problems of all files, each
- * with its file, line and column, when a file cannot be loaded as it is; an Error that
- * says what to do when the database is not ready for it (not migrated, a role without the
- * privileges, row-level security), when a snapshot would delete more than `maxLoss`
- * allows, or when a timeout strikes, then with the sessions that are in the way; and the
- * signal's reason.
+ * If it throws, nothing has changed, unless the connection was lost during the commit: the Error
+ * then says that this is unknown. It throws:
+ * - an Error with the first problems of all files, each with its file, line and column, if a file
+ *   cannot be loaded;
+ * - an Error that says what to do if the database is not ready (not migrated, a role without the
+ *   privileges, row-level security), or if a snapshot would delete more than `maxLoss` allows;
+ * - an Error that names the sessions in the way if a timeout was reached;
+ * - the signal's reason if that was aborted.
  */
 export async function loadFolder(
   { db, transaction: inTransaction }: Pick<Database, 'db' | 'transaction'>,
@@ -95,7 +97,8 @@ export async function loadFolder(
       const onStep = ({ name, bytes }: InputFile, step: LoadProgress['step']) =>
         onProgress({ file: name, step, readBytes: bytes, totalBytes: bytes });
       const ended = await endedTransactions(transaction);
-      // A file that is cut off says more than the rows that miss what it does not have.
+      // Losses are not computed if a file has problems: those of a file that is cut off say more
+      // than its losses.
       const losses =
         isSnapshot && readings.every(({ problems }) => problems.total === 0)
           ? await findLosses(transaction, files, maxLoss)
@@ -116,17 +119,17 @@ export async function loadFolder(
   }
 }
 
-/** How many times the rows are compared with the files, where others write to the tables as well. */
+/** How many times the tables are compared with the files if others write to the tables as well. */
 const mostComparisons = 3;
 
 /**
- * Stores what the files have, and deletes what they do not have if each is the whole of its
- * table. Afterwards, the tables are compared with the files again, unless no transaction has
- * ended meanwhile and no trigger or rule may have changed what was written: another session,
- * for whose locks this one had to wait, may have changed rows that seemed to be as in the
- * files.
+ * Stores what the files have. If each file is the whole of its table, also deletes what it does not
+ * have. Then compares the tables with the files again, because this session may have waited for the
+ * locks of another, which may have changed rows that seemed to be as in the files. There is no
+ * second comparison if no transaction has ended meanwhile, and no trigger or rule can have changed
+ * what was written.
  *
- * Throws an Error if the tables do not become what the files are.
+ * Throws an Error if the tables do not come to match the files.
  */
 async function storeAll(
   transaction: LoadTransaction,
@@ -142,7 +145,8 @@ async function storeAll(
     const counts = await countRecords(transaction, file);
     loads.push({ file: file.name, ...counts, inserted: 0, updated: 0, deleted: 0 });
   }
-  // What had ended before the first look at the tables, that for losses included.
+  // The transactions that had ended before the first look at the tables, including the look for
+  // losses.
   let { ended, losses } = first;
   for (let comparison = 1; ; comparison += 1) {
     const different: PgTable[] = [];
@@ -170,7 +174,7 @@ async function storeAll(
       onStep(file, 'store');
       await storeChanges(transaction, file.table);
     }
-    // Children first, and after all that moves to another parent has been stored.
+    // Children go first, and only after all rows that move to another parent have been stored.
     for (const { table } of isSnapshot ? changed.toReversed() : []) {
       await deleteLost(transaction, table);
     }
@@ -186,13 +190,15 @@ async function storeAll(
   }
 }
 
-/** Which transactions of others had ended. As long as that is the same, none has since. */
+/**
+ * Returns which transactions of others had ended. While it stays the same, none has ended since.
+ */
 async function endedTransactions(transaction: LoadTransaction): Promise<string> {
   const [current] = await transaction.query(sql`select pg_current_snapshot()::text as ended`);
   return String(current?.ended);
 }
 
-/** Throws an Error with all that is wrong with the files, if anything is. */
+/** Throws an Error with all problems of the files, if there are any. */
 async function refuseProblems(
   transaction: LoadTransaction,
   readings: Reading[],
@@ -220,7 +226,7 @@ async function refuseProblems(
   }
 }
 
-/** What is not loaded, in sentences. */
+/** Returns sentences about what is not loaded. */
 function warningsOf(readings: Reading[], others: string[]): string[] {
   const warnings = readings.flatMap(({ file, header }) =>
     header && header.ignored.length > 0
@@ -236,17 +242,17 @@ function warningsOf(readings: Reading[], others: string[]): string[] {
   return warnings;
 }
 
-/** What was read of one file into the database, and what is wrong with it. */
+/** What was read from one file into the database, and its problems. */
 interface Reading {
   file: InputFile;
   problems: Problems;
-  /** Undefined if the file has none that can be used: then nothing was read. */
+  /** Undefined if the file has no usable header. Then nothing else was read. */
   header?: Header;
-  /** Whether all of its records were read, so that none of its keys is unknown. */
+  /** Whether all of its records were read, so all of its keys are known. */
   isComplete: boolean;
 }
 
-/** Reads a file into a temporary table, as far as its records can be. */
+/** Reads those records of a file that can be read into a temporary table. */
 async function readFile(
   transaction: LoadTransaction,
   file: InputFile,
@@ -310,7 +316,8 @@ async function readFile(
       }
       await refuseChanged(file);
     } catch (error) {
-      // Not thrown, which would end the transaction: there may be more to say of other files.
+      // Not thrown, because that would end the transaction, and other files may have problems to
+      // report.
       isComplete = false;
       addUnreadable(error as UnreadableError);
     }
@@ -327,7 +334,7 @@ async function readFile(
   return { file, problems, header, isComplete };
 }
 
-/** Reads as much of a text as it takes to have the header, and returns it with all of the text. */
+/** Reads a text until its header is complete. Returns the header and the whole text. */
 async function beginText(
   { table }: InputFile,
   chunks: AsyncGenerator<string>,
@@ -350,18 +357,20 @@ async function beginText(
       if (start.length > longestBeginning) {
         throw new Error(`the file has no header in its first ${longestBeginning / 2 ** 20} MB`);
       }
-      enough = 2 * start.length; // so that a long beginning takes linear time
+      enough = 2 * start.length; // so a long beginning takes linear time
     }
   }
 }
 
-/** A header comes sooner than that, whatever blank lines there are before it. */
+/** The header must be within this many characters, whatever blank lines precede it. */
 const longestBeginning = 2 ** 24;
 
-/** Reads a field of one column: gives what is stored, or what is wrong with it. */
+/** Reads a field of one column. Returns the value to store, or what is wrong with it. */
 type Reader = (field: Field) => string | null | { wrong: string };
 
-/** Columns of free text, in which an empty text that is quoted is one. In all others it is NULL. */
+/**
+ * Columns of free text. A quoted empty text is stored as such in these, and as NULL in all others.
+ */
 const freeTexts = ['name', 'email', 'city', 'country'];
 
 function readerOf(table: PgTable, name: string, nulls: Set<string>): Reader {
@@ -393,7 +402,7 @@ function readerOf(table: PgTable, name: string, nulls: Set<string>): Reader {
   };
 }
 
-/** What stands for NULL in many exports. */
+/** Returns advice if a field looks like what many exports write for NULL. */
 const adviceOnNull = (field: string, nulls: Set<string>) =>
   !nulls.has(field) && /^(null|\\n|n\/?a|none|nil|-)$/i.test(field)
     ? `. If it stands for NULL, load with --null '${field}'`
@@ -425,7 +434,10 @@ function csvOptions(options: LoadOptions): Omit<CsvOptions, 'delimiter'> {
   return { nulls: new Set(nulls), hasBackslashes: character === '\\' };
 }
 
-/** What is said of --rename with columns that no file has, if all headers could be read. */
+/**
+ * Returns a sentence on the --rename options whose columns no file has, if all headers could be
+ * read.
+ */
 function unusedRenames(rename: string[], readings: Reading[]): string[] {
   const names = readings.flatMap(({ header }) => header?.names ?? []);
   const unused = rename.filter((text) => !names.includes(bare(text.replace(/=[^=]+$/s, ''))));

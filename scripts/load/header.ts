@@ -1,55 +1,58 @@
 import { getTableConfig, type PgTable } from 'drizzle-orm/pg-core';
 import { type CsvOptions, type Mistake, readRecords } from './records.ts';
 
-/** How the names in headers are read. */
+/** How to read the names in headers. */
 export interface HeaderOptions {
-  /** Other names of columns in the files, each with a name in a table. */
+  /** Other names of columns in the files, each with the name in a table. */
   renamed: (readonly [from: string, to: string])[];
-  /** Whether columns that the table does not have are left out. */
+  /** Whether to leave out columns that the table does not have. */
   ignoresOthers: boolean;
   /** See `CsvOptions`. */
   hasBackslashes: boolean;
 }
 
-/** What the first line of a file says. */
+/** What the header of a file says. */
 export interface Header {
   delimiter: string;
-  /** The line on which it ends. */
+  /** The line on which the header ends. */
   line: number;
-  /** By position in a record, the column of the table, or undefined for one that is left out. */
+  /** For each field of a record, the column of the table, or undefined if the field is left out. */
   columns: (string | undefined)[];
-  /** The names that are left out. */
+  /** The names of the columns that are left out. */
   ignored: string[];
-  /** All names that it has, without what makes no difference. */
+  /** All names in the header, each as `bare` returns it. */
   names: string[];
 }
 
 const delimiters = [',', ';', '\t', '|'];
 
-/** Names that exports of this data have, beside those of the tables. */
+/** Names that exports of this data use for columns, besides the names in the tables. */
 const otherNames: Record<string, Record<string, string>> = {
   fct_membership_purchases: {
     membership_id: 'user_membership_id',
-    // As the requirements have it (figure 1.3.5).
+    // The name in the requirements (figure 1.3.5).
     credit_membership_purchase_atpack_purchased_at: 'membership_purchased_at',
   },
 };
 
-/** A name without what makes no difference: case, spaces, `-` and `_`. */
+/** Returns a name in lower case, without spaces, `-` and `_`, which make no difference. */
 export const bare = (name: string): string => name.toLowerCase().replace(/[\s_-]+/g, '');
 
-/** The columns of a table that are written. Those that Postgres derives are in no file. */
+/**
+ * Returns the names of the columns that a load writes. It leaves out columns that Postgres derives,
+ * which no file has.
+ */
 export const columnNames = (table: PgTable): string[] =>
   getTableConfig(table)
     .columns.filter(({ generated }) => generated === undefined)
     .map(({ name }) => name);
 
 /**
- * Reads the header at the start of a file, which says what separates the fields: what
- * tells most of the table's columns apart. Returns undefined if the start ends before or
- * within it, and there is more of the file.
+ * Reads the header at the start of a file. The delimiter is the one with which most of the table's
+ * columns are found. Returns undefined if the start ends before the header does, and the file goes
+ * on.
  *
- * Throws an Error that names all that is wrong with the header.
+ * Throws an Error that names everything that is wrong with the header.
  */
 export async function readHeader(
   table: PgTable,
@@ -127,8 +130,8 @@ interface FirstRecord {
 }
 
 /**
- * The first record that is not blank, without names if it is not well-formed; undefined
- * if the start ends before or within it, and there is more.
+ * Returns the first record that is not blank. It has no names if it is not well-formed. Returns
+ * undefined if the start ends before the record does, and the text goes on.
  */
 async function firstRecord(
   start: string,

@@ -2,17 +2,17 @@
 export interface Problem {
   /** Name of the file, such as `dim_user.csv`. */
   file: string;
-  /** The line on which the record ends: a quoted field may span lines. */
+  /** The line on which the record ends. (A quoted field may span several lines.) */
   line?: number | undefined;
   column?: string | undefined;
-  /** What is wrong, and what to do, without a full stop. */
+  /** What is wrong, and what to do, without a period at the end. */
   text: string;
 }
 
 /** How many problems a message shows. */
 export const shownProblems = 20;
 
-/** The problems of one file, of which the first ones by line are kept, and all are counted. */
+/** The problems of one file. All are counted, and the first ones by line are kept. */
 export interface Problems {
   add(problem: Omit<Problem, 'file'>): void;
   /** Counts problems that are not shown. */
@@ -43,7 +43,7 @@ export function problemsOf(file: string): Problems {
 
 const lineOf = ({ line = 0 }: Omit<Problem, 'file'>) => line;
 
-/** The first problems of all files, a line each, and how many more there are. */
+/** Returns the first problems of all files, one per line, and how many more there are. */
 export function describe(all: Problems[]): string {
   const total = all.reduce((sum, problems) => sum + problems.total, 0);
   const shown = all
@@ -57,6 +57,6 @@ export function describe(all: Problems[]): string {
   return [...shown, ...more].join('\n');
 }
 
-/** A value as a message shows it, cut where it is long. */
+/** Returns a value as messages show it, shortened if it is long. */
 export const quote = (value: string): string =>
   value.length <= 80 ? JSON.stringify(value) : `${JSON.stringify(value.slice(0, 80))}...`;

@@ -1,4 +1,4 @@
-/** A field, or undefined if it is empty and not quoted, or null if it stands for NULL. */
+/** A field: undefined if it is empty and not quoted, null if it stands for NULL. */
 export type Field = string | null | undefined;
 
 /** A record of a CSV file. */
@@ -10,31 +10,35 @@ export interface CsvRecord {
 
 export interface CsvOptions {
   delimiter: string;
-  /** What stands for NULL where it is not quoted, beside nothing at all. */
+  /** Texts that stand for NULL where they are not quoted. An empty field always does. */
   nulls: Set<string>;
-  /** Whether `\` escapes quotes, and itself, within quotes, in place of a second quote. */
+  /**
+   * Whether, within quotes, `\` escapes a quote or itself. Otherwise a second quote escapes a
+   * quote.
+   */
   hasBackslashes: boolean;
 }
 
-/** A record that is not written as it should be. */
+/** A record that is not well-formed. */
 export interface Mistake {
   line: number;
   text: string;
 }
 
-/** Longer than the longest JSON of an export: a quote that is never closed must end somewhere. */
+/** Longer than the longest JSON of an export. A quote that is never closed must end somewhere. */
 const longestRecord = 2 ** 24;
 
 /**
- * The records of a text in the order of the file, the header first, piece by piece of the
- * text: whoever reads them takes all of one piece before the next. Quoting is that of
- * RFC 4180, and nothing else is accepted: each record that is not written like that is
- * told as a mistake, and left out, up to the end of its line. Blank lines, and lines of
- * delimiters alone, are no records. https://www.rfc-editor.org/rfc/rfc4180
+ * Yields the records of a text in the order of the file, the header first, in one iterable per
+ * piece of the text. The caller must consume an iterable before it asks for the next one. Only the
+ * quoting of RFC 4180, or `hasBackslashes`, is accepted. Any other record is reported as a mistake,
+ * and skipped up to the end of its line. Blank lines, and lines with nothing but delimiters, are
+ * not records.
+ * https://www.rfc-editor.org/rfc/rfc4180
  *
- * csv-parse, with which the tests compare this, was not fit for it: it drops a backslash
- * that it takes for an escape, counts some lines twice, does not know where a quote opened
- * that is never closed, and takes quadratic time over mistakes.
+ * csv-parse, with which the tests compare this function, could not be used: it drops a backslash
+ * that it takes for an escape, counts some lines twice, does not report where an unclosed quote
+ * begins, and takes quadratic time over mistakes.
  */
 export async function* readRecords(
   text: AsyncIterable<string>,
@@ -43,10 +47,10 @@ export async function* readRecords(
 ): AsyncGenerator<Iterable<CsvRecord>> {
   const scan = scanner(options);
   let rest = '';
-  /** How long the rest has to be before it is scanned anew, so that a long record takes linear time. */
+  /** How long the rest must be before it is scanned again, so a long record takes linear time. */
   let enough = 0;
   let line = 1;
-  /** Scans the records that are whole, and returns what they are. */
+  /** Scans all complete records, and yields those that are well-formed. */
   const scanAll = function* (isLast: boolean): Generator<CsvRecord> {
     let position = 0;
     while (position < rest.length) {
@@ -81,7 +85,7 @@ export async function* readRecords(
   yield scanAll(true);
 }
 
-/** A record or a mistake, where the next record begins, and on which line. */
+/** A record or a mistake, the position at which the next record begins, and its line. */
 type Scanned = ({ fields: Field[] } | Mistake) & { end: number; nextLine: number };
 
 const quote = '"'.charCodeAt(0);
@@ -90,10 +94,10 @@ const carriageReturn = '\r'.charCodeAt(0);
 const lineFeed = '\n'.charCodeAt(0);
 
 /**
- * Scans one record of a text from a position on. Returns undefined if the text ends
- * within it, unless that is the last of it.
+ * Returns a function that scans one record of a text, from a position on. It returns undefined if
+ * the text ends within the record, unless it is the last piece of the text.
  *
- * For speed, it compares the codes of characters, and makes no function per record.
+ * For speed, it compares character codes, and creates no function per record.
  */
 function scanner({ delimiter, nulls, hasBackslashes }: CsvOptions) {
   const delimiterCode = delimiter.charCodeAt(0);
@@ -143,7 +147,10 @@ function scanner({ delimiter, nulls, hasBackslashes }: CsvOptions) {
     }
   };
 
-  /** The position of what ends a field that is not quoted; the length of the text if nothing does. */
+  /**
+   * Returns where a field that is not quoted ends, or the length of the text if it does not end in
+   * it.
+   */
   function endOfPlain(text: string, start: number): number {
     for (let at = start; at < text.length; at += 1) {
       const code = text.charCodeAt(at);
@@ -159,7 +166,10 @@ function scanner({ delimiter, nulls, hasBackslashes }: CsvOptions) {
     return text.length;
   }
 
-  /** The value of a quoted field, and the position after its last quote; undefined if there is none. */
+  /**
+   * Returns the value of a quoted field and the position after its closing quote, or undefined if
+   * there is no closing quote.
+   */
   function readQuoted(
     text: string,
     start: number,
@@ -169,7 +179,7 @@ function scanner({ delimiter, nulls, hasBackslashes }: CsvOptions) {
     let from = start;
     for (let at = endOfQuoted(text, from); at >= 0; at = endOfQuoted(text, at)) {
       if (at + 1 === text.length && !isLast) {
-        return undefined; // it depends on what comes
+        return undefined; // what comes next decides
       }
       const next = text.charCodeAt(at + 1);
       if (text.charCodeAt(at) === backslash) {
@@ -178,7 +188,7 @@ function scanner({ delimiter, nulls, hasBackslashes }: CsvOptions) {
           from = at + 2;
           at += 2;
         } else {
-          at += 1; // one that is no escape, as in COPY of Postgres: in JSON it has a meaning of its own
+          at += 1; // no escape, so it stays, as in Postgres' COPY: JSON has its own use for it
         }
       } else if (next === quote && !hasBackslashes) {
         value += text.slice(from, at + 1);
@@ -191,7 +201,7 @@ function scanner({ delimiter, nulls, hasBackslashes }: CsvOptions) {
     return undefined;
   }
 
-  /** The position of the next quote or escape; -1 if there is none. */
+  /** Returns the position of the next quote or escape, or -1 if there is none. */
   function endOfQuoted(text: string, start: number): number {
     if (!hasBackslashes) {
       return text.indexOf('"', start);
@@ -206,7 +216,7 @@ function scanner({ delimiter, nulls, hasBackslashes }: CsvOptions) {
   }
 }
 
-/** A mistake at a position, and what comes after its line. */
+/** Returns a mistake at a position, with where the next line begins. */
 function mistake(
   text: string,
   position: number,
@@ -225,7 +235,10 @@ function mistake(
 const isEndOfLine = (text: string, position: number): boolean =>
   text.charCodeAt(position) === lineFeed || text.charCodeAt(position) === carriageReturn;
 
-/** Where the next line starts after the end of one; undefined if more is needed to see a line feed. */
+/**
+ * Returns where the next line starts after the end of a line, or undefined if more text is needed
+ * to know whether a line feed follows.
+ */
 function startOfNextLine(text: string, end: number, isLast: boolean): number | undefined {
   if (text.charCodeAt(end) === lineFeed) {
     return end + 1;
@@ -236,7 +249,7 @@ function startOfNextLine(text: string, end: number, isLast: boolean): number | u
   return text.charCodeAt(end + 1) === lineFeed ? end + 2 : end + 1;
 }
 
-/** How many lines end within a value. */
+/** Returns how many lines end within a value. */
 const linesIn = (value: string): number =>
   value.includes('\n') || value.includes('\r') ? (value.match(/\r\n|\r|\n/g)?.length ?? 0) : 0;
 

@@ -27,25 +27,25 @@ export interface LoadBounds {
   workMem: string;
 }
 
-/** What a load waits for, by what it is doing. */
+/** What a load may be waiting for, by what it is doing. */
 type Step = 'locks out other loads' | 'locks the tables' | 'writes';
 
 /** How far a load has come. */
 export interface LoadState {
   step?: Step;
   /**
-   * Whether what is written may change unseen: by triggers or rules of others, or, where the
+   * Whether the written rows may be changed unnoticed: by triggers or rules of others, or, if the
    * tables are distributed, by transactions of other servers.
    */
   isMeddledWith?: boolean;
 }
 
 /**
- * Makes a transaction that of a load: bounds it, gives the files' times the same meaning
- * in every session, and takes the locks of a load.
+ * Prepares the transaction of a load: sets its bounds, gives times in the files the same meaning in
+ * every session, and takes the locks of a load.
  *
- * Throws an Error that says what to do where a table is not there, or this role may not
- * do what the load has to.
+ * Throws an Error that says what to do if a table does not exist or is of another kind, or if this
+ * role lacks a privilege for the load.
  */
 export async function begin(
   transaction: LoadTransaction,
@@ -60,9 +60,9 @@ export async function begin(
       statement_timeout: bounds.statementTimeout,
       work_mem: bounds.workMem,
       ...endWhenGone,
-      // Where a policy would hide rows, so that they seem to be new, Postgres raises an error.
+      // Makes Postgres raise an error if a policy hides rows, which would then seem to be new.
       row_security: 'off',
-      // Of Citus: a reference table is not written after parallel reads of distributed ones.
+      // Citus cannot write a reference table after parallel reads of distributed tables.
       'citus.multi_shard_modify_mode': 'sequential',
       timezone: 'UTC',
       datestyle: 'ISO, YMD',
@@ -87,8 +87,8 @@ const oidsOf = (tables: PgTable[]): SQL =>
   );
 
 /**
- * Throws an Error if a table is none, or has inheriting tables: their rows are read with
- * those of the table, but ON CONFLICT does not see them.
+ * Throws an Error if a relation is not a table, or has inheriting tables. Queries on a table also
+ * read the rows of inheriting tables, but ON CONFLICT does not see them.
  */
 async function refuseOtherKinds(transaction: LoadTransaction, tables: PgTable[]): Promise<void> {
   const [strange] = await transaction.query(sql`
@@ -108,7 +108,7 @@ async function refuseOtherKinds(transaction: LoadTransaction, tables: PgTable[])
   }
 }
 
-/** Whether others have put triggers or rules on one of the tables, or it is distributed. */
+/** Returns whether one of the tables has triggers or rules, or is distributed. */
 async function areMeddledWith(transaction: LoadTransaction, tables: PgTable[]): Promise<boolean> {
   const [found] = await transaction.query(sql`
     select
@@ -125,7 +125,10 @@ async function areMeddledWith(transaction: LoadTransaction, tables: PgTable[]): 
   return found?.any === true || distributed !== undefined;
 }
 
-/** Throws an Error that names what this role lacks to look at tables of ours, and to create its own. */
+/**
+ * Throws an Error that names the privilege that this role lacks to use our schema or to create
+ * temporary tables.
+ */
 async function refuseOutsiders(transaction: LoadTransaction): Promise<void> {
   const [role] = await transaction.query(sql`
     select
@@ -141,7 +144,7 @@ async function refuseOutsiders(transaction: LoadTransaction): Promise<void> {
   }
 }
 
-/** Throws an Error that says so if a table is not there. */
+/** Throws an Error if a table does not exist. */
 async function refuseUnmigrated(transaction: LoadTransaction): Promise<void> {
   const names = [...inputTables, inputLoads].map((table) => getTableName(table));
   const relations = await transaction.query(sql`
@@ -154,7 +157,7 @@ async function refuseUnmigrated(transaction: LoadTransaction): Promise<void> {
   }
 }
 
-/** Throws an Error that names the privileges that this role lacks. */
+/** Throws an Error that names the privileges on tables that this role lacks. */
 async function refuseUnprivileged(
   transaction: LoadTransaction,
   tables: PgTable[],
@@ -189,7 +192,10 @@ async function refuseUnprivileged(
   }
 }
 
-/** Puts what Postgres says of a load that has failed in other words, and names who was in its way. */
+/**
+ * Returns the error to throw for a failed load. It explains Postgres' error, and names the sessions
+ * in the way.
+ */
 export async function explainFailure(
   session: Session,
   error: unknown,
@@ -235,7 +241,7 @@ export async function explainFailure(
 /** https://www.postgresql.org/docs/16/errcodes-appendix.html */
 const FOREIGN_KEY_VIOLATION = '23503';
 
-/** Whoever has locked what a load needs, in words. */
+/** Returns, in words, which sessions and prepared transactions hold locks that a load needs. */
 async function holdersInTheWay(tx: Session, step: Step): Promise<string[]> {
   const conditions: Record<Step, SQL> = {
     'locks out other loads': sql`
@@ -244,7 +250,7 @@ async function holdersInTheWay(tx: Session, step: Step): Promise<string[]> {
     'locks the tables': sql`
       pg_locks.relation in (${inputRelations})
       and pg_locks.mode !~ '^(Access|Row)Share|^RowExclusive|^ShareUpdate'`,
-    // Rows are locked by whoever writes to their table, or selects for update.
+    // Rows are locked by sessions that write to their table, or that select for update.
     writes: sql`
       pg_locks.relation in (${inputRelations})
       and pg_locks.mode !~ '^AccessShare|^ShareUpdate'`,

@@ -7,31 +7,31 @@ import type { InputFile } from './files.ts';
 import { columnNames } from './header.ts';
 import { differ, keyNames, type LoadTransaction, list, loadingOf } from './tables.ts';
 
-// Every statement here also runs where the input tables are distributed by user_id, and
-// dim_branch is a reference table. So no temporary table is joined with one of them, which
-// Citus refuses: a materialized CTE stands between the two.
+// All statements here also run if the input tables are distributed by user_id, and dim_branch is a
+// reference table. Citus refuses to join a temporary table with one of these, so a materialized CTE
+// is always between the two.
 
 /** What the loading of one file did. */
 export interface FileLoad {
   /** Name of the file, such as `dim_user.csv`. */
   file: string;
-  /** Records in the file, the header not counted. */
+  /** Records in the file, without the header. */
   rows: number;
   /** Records that repeat an earlier one of the file. */
   repeated: number;
   /** Rows that were new to the table. */
   inserted: number;
-  /** Rows whose key was there with other values. */
+  /** Rows whose key was already there, with other values. */
   updated: number;
-  /** Rows that were there and are not in the file. 0 unless that is the whole table. */
+  /** Rows that were in the table and are not in the file. 0 unless the file is the whole table. */
   deleted: number;
 }
 
-/** The rows of a file that its table does not have as they are. */
+/** The temporary table for the rows of a file that are new to its table, or different there. */
 const changedOf = (table: PgTable): SQL =>
   sql`pg_temp.${sql.identifier(`changed_${getTableName(table)}`)}`;
 
-/** Counts the records of a file, and those that repeat an earlier one. */
+/** Returns how many records a file has, and how many of them repeat an earlier one. */
 export async function countRecords(
   transaction: LoadTransaction,
   { table }: InputFile,
@@ -45,9 +45,9 @@ export async function countRecords(
 }
 
 /**
- * Finds the rows of a file that are new or changed, in the order of their keys, and what
- * storing them will do. Rows that are in their table as they are stay untouched, and
- * unlocked: `on conflict do update … where` would lock, and so write, each of them.
+ * Finds the rows of a file that are new or changed, in the order of their keys, and returns how
+ * many there are of each. Unchanged rows are neither written nor locked. (`on conflict do update …
+ * where` would lock each of them, and so write to it.)
  */
 export async function findChanges(
   transaction: LoadTransaction,
@@ -79,14 +79,14 @@ export async function findChanges(
   return { inserted: Number(counts?.inserted), updated: Number(counts?.updated) };
 }
 
-/** The keys of the rows that a table has and its file does not. */
+/** The temporary table for the keys of the rows that a table has and its file does not. */
 const lostOf = (table: PgTable): SQL =>
   sql`pg_temp.${sql.identifier(`lost_${getTableName(table)}`)}`;
 
 /**
- * Finds the rows that each table would lose, since its file does not have them, and returns
- * how many. Throws an Error with the numbers if that is a larger share than is allowed: a
- * file may be cut off.
+ * Finds the rows that each table would lose because its file does not have them, and returns how
+ * many there are. Throws an Error with the numbers if a larger share than allowed would be lost,
+ * because the file may be cut off.
  */
 export async function findLosses(
   transaction: LoadTransaction,
@@ -125,7 +125,7 @@ export async function findLosses(
   return losses;
 }
 
-/** Stores the rows that were found to be new or changed. */
+/** Stores the new and changed rows that `findChanges` has found. */
 export async function storeChanges(transaction: LoadTransaction, table: PgTable): Promise<void> {
   const keys = keyNames(table);
   const assignments = columnNames(table)
@@ -140,16 +140,16 @@ export async function storeChanges(transaction: LoadTransaction, table: PgTable)
     set ${sql.join(assignments, sql`, `)}`);
 }
 
-/** Deletes the rows that were found to be lost. */
+/** Deletes the rows that `findLosses` has found. */
 export async function deleteLost(transaction: LoadTransaction, table: PgTable): Promise<void> {
   const keys = keyNames(table);
-  // No CTE, which Citus does not take where dim_branch is a reference table.
+  // Not with a CTE, which Citus does not accept if dim_branch is a reference table.
   await transaction.query(
     sql`delete from ${table} where (${list(keys)}) in (select ${list(keys)} from ${lostOf(table)})`,
   );
 }
 
-/** Forgets what was found, so that it can be looked for once more. */
+/** Drops the tables of found rows, so they can be looked for again. */
 export async function forgetFound(
   transaction: LoadTransaction,
   table: PgTable,
@@ -159,7 +159,7 @@ export async function forgetFound(
   await transaction.query(sql`drop table ${sql.join(found, sql`, `)}`);
 }
 
-/** Records what was loaded. */
+/** Records the load of a file in input_loads. */
 export async function record(
   transaction: LoadTransaction,
   table: PgTable,

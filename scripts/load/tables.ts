@@ -4,32 +4,37 @@ import { columnNames } from './header.ts';
 import type { Problem } from './problems.ts';
 
 /**
- * One transaction on the database to load into, in which names mean what Postgres has
- * (see `pinSearchPath`).
+ * One transaction on the database to load into. Its names mean what Postgres defines (see
+ * `pinSearchPath`).
  */
 export interface LoadTransaction {
   /** Runs a statement and returns its rows. */
   query(statement: SQL): Promise<Record<string, unknown>[]>;
   /**
-   * Runs COPY … FROM STDIN on lines in the text format. Throws what Postgres reports,
-   * with `where` for the place.
+   * Runs COPY … FROM STDIN on lines in the text format. Throws Postgres' error, with the place of
+   * the mistake in `where`.
    * https://www.postgresql.org/docs/16/sql-copy.html
    */
   copy(into: SQL, lines: AsyncIterable<string>): Promise<void>;
 }
 
-/** A record of a file, as it is stored. */
+/** A record of a file, with the values to store. */
 export interface Row {
   /** The line on which it ends. */
   line: number;
   values: (string | null)[];
 }
 
-/** The rows of a file until all files are known to be right, each with its line. */
+/**
+ * The temporary table that holds the rows of a file, with their lines, until all files are checked.
+ */
 export const loadingOf = (table: PgTable): SQL =>
   sql`pg_temp.${sql.identifier(`loading_${getTableName(table)}`)}`;
 
-/** Creates the table for the rows of a file. Its rules are checked later, for all rows at once. */
+/**
+ * Creates the temporary table for the rows of a file. The rules of the input table are checked
+ * later, for all rows at once.
+ */
 export async function createLoading(transaction: LoadTransaction, table: PgTable): Promise<void> {
   const names = columnNames(table);
   const columns = getTableConfig(table)
@@ -45,9 +50,9 @@ export async function createLoading(transaction: LoadTransaction, table: PgTable
 const chunkLength = 2 ** 16;
 
 /**
- * Stores rows for the time being, with values for these columns. Returns what Postgres
- * alone finds to be wrong with a value, such as too large a number in JSON; then no row is
- * stored, and the transaction has failed.
+ * Copies rows to the temporary table, with values for these columns. Returns the problem if
+ * Postgres refuses a value that only Postgres can check, such as a number in JSON that is too
+ * large. In that case no row is stored, and the transaction has failed.
  */
 export async function copyRows(
   transaction: LoadTransaction,
@@ -55,7 +60,10 @@ export async function copyRows(
   columns: string[],
   rows: AsyncIterable<Iterable<Row>>,
 ): Promise<Omit<Problem, 'file'> | undefined> {
-  /** By how much lines of the file are ahead of rows, from which row on. */
+  /**
+   * The difference between the line in the file and the number of the row, each with the first row
+   * that it applies to.
+   */
   const offsets: [row: number, offset: number][] = [];
   let row = 0;
   const lines = async function* () {
@@ -107,7 +115,7 @@ const copyEscapes: Record<string, string> = {
   '\r': '\\r',
 };
 
-/** A value in the text format of COPY, in which a backslash never ends the data. */
+/** Returns a value in the text format of COPY, escaped so that no backslash ends the data. */
 const asCopyText = (value: string | null): string =>
   value === null
     ? '\\N'
@@ -124,8 +132,8 @@ export const list = (names: string[], of?: string): SQL =>
   );
 
 /**
- * Whether columns of two rows differ. JSON differs if its text does: the numbers
- * 1.5 and 1.50 are equal, but are two names of a product.
+ * The condition that columns of two rows differ. JSON is compared as text: the numbers 1.5 and 1.50
+ * are equal, but they are different product names.
  */
 export function differ(table: PgTable, names: string[], one: string, other: string): SQL {
   const { columns } = getTableConfig(table);
@@ -139,7 +147,7 @@ export function differ(table: PgTable, names: string[], one: string, other: stri
   return sql`(${values(one)}) is distinct from (${values(other)})`;
 }
 
-/** The columns of the primary key of a table. */
+/** Returns the columns of the primary key of a table. */
 export const keyNames = (table: PgTable): string[] => {
   const { columns, primaryKeys } = getTableConfig(table);
   return (primaryKeys[0]?.columns ?? columns.filter(({ primary }) => primary)).map(

@@ -3,7 +3,10 @@ import { createReadStream } from 'node:fs';
 import { pipeline } from 'node:stream';
 import { createGunzip } from 'node:zlib';
 
-/** What files of other kinds begin with. https://en.wikipedia.org/wiki/List_of_file_signatures */
+/**
+ * The bytes with which files of other kinds begin.
+ * https://en.wikipedia.org/wiki/List_of_file_signatures
+ */
 const signatures: [kind: string, bytes: number[]][] = [
   ['a gzip file. Name it .csv.gz', [0x1f, 0x8b]],
   ['a zip archive, as Excel writes (xlsx). Export it as CSV', [0x50, 0x4b, 0x03, 0x04]],
@@ -15,7 +18,7 @@ const signatures: [kind: string, bytes: number[]][] = [
   ['a PDF file. Export it as CSV', [0x25, 0x50, 0x44, 0x46]],
 ];
 
-/** Byte order marks, the longer of two that begin alike first. */
+/** Byte order marks. If two begin with the same bytes, the longer one comes first. */
 const marks: [encoding: string, bytes: number[]][] = [
   ['utf-32', [0xff, 0xfe, 0x00, 0x00]],
   ['utf-32', [0x00, 0x00, 0xfe, 0xff]],
@@ -26,13 +29,16 @@ const marks: [encoding: string, bytes: number[]][] = [
 const beginsWith = (start: Buffer, bytes: number[]) =>
   bytes.every((byte, index) => start[index] === byte);
 
-/** Where the bytes of a file are, and how they are packed. */
+/** The path of a file, and whether it is compressed. */
 export interface Source {
   path: string;
   isCompressed: boolean;
 }
 
-/** The bytes of a file, unpacked. Tells now and then how many of the file have been read. */
+/**
+ * Yields the bytes of a file, uncompressed. Calls `onRead` now and then with the number of bytes of
+ * the file that have been read.
+ */
 async function* readBytes(
   { path, isCompressed }: Source,
   onRead: (bytes: number) => void = () => {},
@@ -47,10 +53,10 @@ async function* readBytes(
     return;
   }
   const unpacked = createGunzip();
-  // What goes wrong with either ends the second one with the error.
+  // A failure of either stream ends the second one with the error.
   yield* pipeline(file, unpacked, () => {});
   for await (const chunk of createReadStream(path, { start: unpacked.bytesWritten })) {
-    // Node reads no further than zeros, with which some tools fill the last block.
+    // Node.js stops at zero bytes after the end, with which some tools fill the last block.
     if ((chunk as Buffer).some((byte) => byte !== 0)) {
       throw new Error(
         'the gzip file has data after its end, which would not be read. Compress it again',
@@ -60,9 +66,10 @@ async function* readBytes(
 }
 
 /**
- * The text of a file in UTF-8, or in UTF-16 where it has a byte order mark.
+ * Yields the text of a file in UTF-8, or in UTF-16 if it has a byte order mark.
  *
- * Throws an Error that says so where it is in another encoding, or another kind of file.
+ * Throws an UnreadableError if the file cannot be read, has another encoding, or is of another
+ * kind.
  */
 export async function* readText(
   source: Source,
@@ -124,16 +131,17 @@ async function explain(
   return error;
 }
 
-/** What is wrong with a file as a whole, or from a line on. */
+/** A problem with a whole file, or with a file from a line on. */
 export interface UnreadableError extends Error {
   line?: number;
 }
 
-/** The first line whose bytes are not UTF-8. */
+/** Returns the number of the first line whose bytes are not UTF-8. */
 async function lineOfInvalidBytes(source: Source): Promise<number> {
   let line = 0;
   let rest = '';
-  // One character per byte. A carriage return at the end of a chunk may have its line feed in the next.
+  // Decoded as one character per byte. If a chunk ends with a carriage return, the next one may
+  // begin with its line feed.
   for await (const chunk of readBytes(source)) {
     const lines = (rest + chunk.toString('latin1')).split(/\r\n|\r(?!$)|\n/);
     rest = lines.pop() ?? '';

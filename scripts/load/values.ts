@@ -3,7 +3,10 @@ import { quote } from './problems.ts';
 const instantShape =
   /^(\d{4}-\d\d-\d\d)(?:[T ](\d\d):(\d\d)(?::(\d\d)(\.\d+)?)?(?: ?(?:Z|UTC|([+-]\d\d)(?::?(\d\d))?))?)?$/;
 
-/** For speed: what nearly all instants look like, without the days that not every month has. */
+/**
+ * For speed: nearly all instants have this shape. It leaves out the days that some months do not
+ * have.
+ */
 const usualShape =
   /^\d{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|1\d|2[0-8])[T ](?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d{1,6})?(?:Z|\+00)?$/;
 
@@ -13,9 +16,9 @@ const earliest = Date.parse('0001-01-01T00:00:00Z');
 const tooLate = Date.parse('+010000-01-01T00:00:00Z');
 
 /**
- * An instant as Postgres reads it in every session, or what is wrong with it. It is
- * written as in ISO 8601, with a year of four digits. Without an offset it is UTC. Times
- * of the day up to 24:00:00 and seconds up to 60 mean what they mean in Postgres.
+ * Returns an instant as Postgres reads it in every session, or what is wrong with it. The text is
+ * in ISO 8601, with a year of four digits. Without an offset it is UTC. As in Postgres, times up to
+ * 24:00:00 and seconds up to 60 are valid.
  * https://www.postgresql.org/docs/16/datatype-datetime.html#DATATYPE-DATETIME-INPUT
  */
 export function readInstant(text: string): string | { wrong: string } {
@@ -61,10 +64,15 @@ export function readInstant(text: string): string | { wrong: string } {
   return `${date} ${hours}:${minutes}:${seconds}${fraction}${offsetHours}:${offsetMinutes}`;
 }
 
-/** Where dates begin in UTC, in milliseconds; undefined for those that do not exist. */
+/**
+ * When each date begins in UTC, in milliseconds since 1970, or undefined if there is no such date.
+ */
 const midnights = new Map<string, number | undefined>();
 
-/** Looked up once for each date, since an export has the same few thousand again and again. */
+/**
+ * Returns when a date begins. Each date is computed only once, because an export has the same few
+ * thousand dates again and again.
+ */
 function midnightOf(date: string): number | undefined {
   if (!midnights.has(date)) {
     if (midnights.size > 10_000) {
@@ -81,8 +89,8 @@ function midnightOf(date: string): number | undefined {
 }
 
 /**
- * What is wrong with a text that is no JSON, or that no jsonb can hold; undefined if
- * nothing is. What kind of JSON details have to be is a rule of their table.
+ * Returns what is wrong with a text that is not JSON, or that jsonb cannot hold, otherwise
+ * undefined. A rule of the table says what kind of JSON the details have to be.
  * https://www.postgresql.org/docs/16/datatype-json.html
  */
 export function wrongWithJson(text: string): string | undefined {
@@ -105,10 +113,10 @@ export function wrongWithJson(text: string): string | undefined {
     : `${quote(text)} has an escape for a character that Postgres cannot store`;
 }
 
-/** How deep JSON may be nested: much deeper, and an embedded database breaks down. */
+/** How many levels deep JSON may be nested. Much deeper JSON crashes an embedded database. */
 const deepest = 1000;
 
-/** How deep brackets are nested in a text, those in strings left out. */
+/** Returns how deep the brackets in a text are nested, without those in strings. */
 function depthOf(text: string): number {
   if (text.length <= deepest) {
     return 0; // it cannot be too deep

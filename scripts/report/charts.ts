@@ -1,7 +1,7 @@
 import { parse, View } from 'vega';
 import { type Config, compile, type TopLevelSpec } from 'vega-lite';
 
-/** What the charts show of a month of joining. */
+/** What the charts show about a month of joining. */
 export interface MonthMark {
   label: string;
   clients: number;
@@ -12,16 +12,16 @@ export interface MonthMark {
   isYoung: boolean;
 }
 
-/** A bar, or a part of one, of a kind of purchase. */
+/** A bar, or a part of a bar, for one kind of purchase. */
 export interface TypeMark {
-  /** Which bar it is part of, from 1. */
+  /** The number of the bar that it is part of, from 1. */
   place: number;
   label: string;
   type: string;
   value: number;
 }
 
-/** A cell of the cohorts. */
+/** A cell of the chart of cohorts. */
 export interface CohortMark {
   label: string;
   monthsUntil: number;
@@ -29,14 +29,14 @@ export interface CohortMark {
   rate: number;
 }
 
-// The charts are drawn for a screen of 360 pixels, and scaled up on wider ones. Their colours
-// are those of the page's style, for light and dark.
+// The charts are drawn for a screen of 360 pixels, and scaled up on wider ones. Their colors are
+// defined in the style of the page, for light and dark.
 const width = 252;
-/** With the axes. */
+/** The width with the axes. */
 const fullWidth = 304;
 
 const config: Config = {
-  aria: false, // the page says what each is, and has its numbers in a table
+  aria: false, // the page describes each chart, and has its numbers in a table
   background: 'transparent',
   font: 'inherit',
   padding: 2,
@@ -70,7 +70,7 @@ async function draw(spec: TopLevelSpec): Promise<string> {
   const view = new View(parse(vega), { renderer: 'none' });
   const svg = await view.toSVG();
   view.finalize();
-  // In a page it needs no namespaces, and has the size that the style gives it.
+  // In a page, an SVG needs no namespaces, and the style sets its size.
   return svg.replace(
     /^<svg[^>]*viewBox="0 0 ([\d.]+) ([\d.]+)">/,
     (_, ownWidth, height) =>
@@ -80,7 +80,7 @@ async function draw(spec: TopLevelSpec): Promise<string> {
 
 const inOrder = (labels: string[]) => [...new Set(labels)];
 
-/** The conversion rate by month of joining, over the users and clients of each. */
+/** Draws the conversion rate by month of joining, above the users and clients of each month. */
 export const monthsChart = (months: MonthMark[]): Promise<string> => {
   const x = {
     field: 'label',
@@ -169,7 +169,7 @@ export const monthsChart = (months: MonthMark[]): Promise<string> => {
   });
 };
 
-/** A bar for each source or product, divided by the kind of purchase. */
+/** Draws one bar for each source or product, divided by the kind of purchase. */
 export const namesChart = (marks: TypeMark[], types: string[]): Promise<string> => {
   const y = {
     field: 'place',
@@ -207,7 +207,7 @@ export const namesChart = (marks: TypeMark[], types: string[]): Promise<string> 
   });
 };
 
-/** The share of the clients of each kind of purchase by days since joining. */
+/** Draws, for each kind of purchase, the share of its clients by days since joining. */
 export const speedChart = (marks: TypeMark[], types: string[]): Promise<string> =>
   draw({
     data: { values: marks },
@@ -232,7 +232,10 @@ export const speedChart = (marks: TypeMark[], types: string[]): Promise<string> 
     },
   });
 
-/** The colour of each kind of purchase, always the same; the legend has those that are there. */
+/**
+ * Returns the color of each kind of purchase, which is always the same. The legend has only the
+ * kinds that occur.
+ */
 const colorOf = (marks: TypeMark[], types: readonly string[]) => ({
   field: 'type',
   type: 'nominal' as const,
@@ -240,7 +243,10 @@ const colorOf = (marks: TypeMark[], types: readonly string[]) => ({
   legend: { values: types.filter((type) => marks.some((mark) => mark.type === type)) },
 });
 
-/** How dark the cells of the cohorts are: the first of these that a rate is not above. */
+/**
+ * The shades of the cells in the chart of cohorts. A cell has the first shade whose limit is at
+ * least its rate.
+ */
 const shades = [
   { upTo: 0, label: 'none' },
   ...[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1].map((upTo, index, all) => ({
@@ -249,7 +255,7 @@ const shades = [
   })),
 ];
 
-/** Month of joining by months until conversion. */
+/** Draws the conversion rate by month of joining and months after it. */
 export const cohortsChart = (marks: CohortMark[]): Promise<string> =>
   draw({
     data: {

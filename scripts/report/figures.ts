@@ -14,10 +14,13 @@ import {
 /** A month, as its number of months since the beginning of the year 0. */
 export type Month = number;
 
-/** What users and purchases come from, each of which may stop on its own: joining, or first purchases of a type. */
+/** A kind of records, which may stop on its own: users who join, or first purchases of a type. */
 export type Feed = 'JOINING' | ConversionEventType;
 
-/** What there is of a feed, on the days that can be true. */
+/**
+ * The number of records of a feed, and the days of the first and latest one. Dates that cannot be
+ * true are left out.
+ */
 export interface FeedDays {
   feed: Feed;
   records: number;
@@ -25,7 +28,7 @@ export interface FeedDays {
   latest: string;
 }
 
-/** The users of one filter, and how many of them have converted. */
+/** The users under one filter, and how many of them have converted. */
 interface Counts {
   users: number;
   clients: number;
@@ -37,27 +40,30 @@ export interface Headline extends Counts {
   leads: number;
   /** Clients who bought on a day before the one on which they joined. */
   beforeJoining: number;
-  /** Clients of whom the day of joining or of the conversion is not known, or cannot be true. */
+  /** Clients whose day of joining or of conversion is unknown, or cannot be true. */
   withoutDays: number;
-  /** Days from joining to conversion: half of the clients took at most that many. NULL without clients. */
+  /**
+   * Half of the clients took at most this many days from joining to conversion. Null without
+   * clients.
+   */
   medianDays: number | null;
-  /** The same for nine in ten. */
+  /** The same for nine in ten clients. */
   p90Days: number | null;
 }
 
 export interface MonthCounts extends Counts {
   filter: ConversionEventFilter;
-  /** The month of joining. Null where it is not known. */
+  /** The month of joining. Null if it is unknown. */
   month: Month | null;
 }
 
-/** Clients by what they bought: by a source or by a product. */
+/** Clients by what they bought, that is, by source or by product. */
 export interface Bought {
   filter: ConversionEventFilter;
   type: ConversionEventType;
-  /** The place of the source or product, from 1; the rest has one place after all others. */
+  /** The place of the source or product, from 1. All that are not named share the last place. */
   rank: number;
-  /** The name of the source or product. Null where there is none, and for the rest. */
+  /** The name of the source or product. Null if it has none, and for those that are not named. */
   name: string | null;
   clients: number;
 }
@@ -65,7 +71,7 @@ export interface Bought {
 export interface Speed {
   filter: ConversionEventFilter;
   type: ConversionEventType;
-  /** Which of `spans` the days since joining fall into, from 1. */
+  /** The number of the span in `spans` that has the days since joining, from 1. */
   span: number;
   clients: number;
 }
@@ -73,7 +79,7 @@ export interface Speed {
 export interface CohortCell {
   filter: ConversionEventFilter;
   month: Month;
-  /** Months from the one of joining to the one of conversion, at most `cohortMonths` + 1. */
+  /** Months from the month of joining to the month of conversion, at most `cohortMonths` + 1. */
   monthsUntil: number;
   clients: number;
 }
@@ -90,29 +96,34 @@ export interface BranchCounts extends Counts {
 }
 
 export interface Figures {
-  /** The branch that is reported on, if it is one. */
+  /** The branch that the report is about. Null if it is about all branches. */
   branch: { branchId: string; name: string | null } | null;
-  /** The month of joining of the first users who are reported on. Null for all users. */
+  /** The first month of joining that the report includes. Null for all users. */
   since: Month | null;
   /** The instant at which the latest refresh began, in ISO 8601. Null if there was none. */
   refreshedAt: string | null;
-  /** How long ago that was. */
+  /** How many hours before the report that was. */
   hoursOld: number | null;
-  /** The local day of the latest joining or conversion in all branches, no later than the refresh. */
+  /** The local day of the latest joining or conversion in all branches, up to the refresh. */
   until: string | null;
-  /** The last day that is over on the clocks of all branches that are reported on, as far as the data go. */
+  /**
+   * The last day that is over on the clocks of all branches in the report, as far as the data go.
+   */
   completeUntil: string | null;
-  /** What there is of each feed in the branches that are reported on, whenever users joined. */
+  /** The feeds of the branches in the report, whenever users joined. */
   feeds: FeedDays[];
-  /** Users who are left out, because it is not known whether they joined since that month. */
+  /**
+   * Users who are left out, because it is unknown whether they joined in the month `since` or
+   * later.
+   */
   withoutJoining: number;
-  /** Users with a date of joining or of a conversion that cannot be true. */
+  /** Users with a date of joining or conversion that cannot be true. */
   mistaken: number;
-  /** One for each filter that is declared, in that order. */
+  /** One for each declared filter, in the declared order. */
   headlines: Headline[];
-  /** Those of all users of the branch, whenever they joined. */
+  /** The headlines of all users of the branch, whenever they joined. */
   everybody: Headline[];
-  /** Null without `since`, and where the data begin later. */
+  /** Null without `since`, if no month since then is over, and if the data begin too late. */
   comparison: Comparison | null;
   months: MonthCounts[];
   sources: Bought[];
@@ -120,16 +131,19 @@ export interface Figures {
   speeds: Speed[];
   cohorts: CohortCell[];
   branches: BranchCounts[];
-  /** The SQL that has given each of these, as far as it was needed. */
+  /** The SQL that computed each of these figures, if it was needed. */
   queries: Partial<Record<Query, string>>;
 }
 
-/** Whole months of joining from `since` on, and as many before them. */
+/** The whole months of joining from `since` on, and as many months before them. */
 export interface Comparison {
   months: [first: Month, last: Month];
   headlines: Headline[];
   monthsBefore: [first: Month, last: Month];
-  /** How each stood at the end of a day, as many months apart. So both have had about as much time to convert. */
+  /**
+   * The days at whose end each is counted, as many months apart. So both had about the same time to
+   * convert.
+   */
   asOf: string;
   asOfBefore: string;
   headlinesBefore: Headline[];
@@ -153,28 +167,28 @@ export type Query =
 /** How many sources and products are named. */
 export const shownNames = 10;
 
-/** How many months after that of joining a cohort is followed. */
+/** How many months after the month of joining the cohorts show. */
 export const cohortMonths = 12;
 
-/** Where the spans of days since joining begin. */
+/** The days since joining with which each span begins. */
 export const spans = [0, 1, 8, 31, 91, 366] as const;
 
 export interface FiguresOptions {
-  /** The identifier of the one branch to report on. All of them if undefined. */
+  /** The identifier of the one branch to report on. All branches if undefined. */
   branch?: string | undefined;
-  /** The month of joining of the first users to report on, `YYYY-MM`. All users if undefined. */
+  /** The first month of joining to report on, `YYYY-MM`. All users if undefined. */
   since?: string | undefined;
   statementTimeout: string;
   workMem: string;
   signal?: AbortSignal;
-  /** Told which figure is being computed. */
+  /** Called with the name of the figure that is being computed. */
   onFigure?: (figure: string) => void;
 }
 
-/** Whose conversions are counted. */
+/** The users whose conversions are counted. */
 interface Scope {
   branch?: string | undefined;
-  /** When the latest refresh began, an instant in ISO 8601. */
+  /** The instant at which the latest refresh began, in ISO 8601. */
   refreshedAt: string | null;
   from?: Month | null;
   /** The last month of joining. */
@@ -184,12 +198,12 @@ interface Scope {
 }
 
 /**
- * Computes what the report shows, in one snapshot of a transaction that only reads. All of
- * it comes from fct_lead_conversions, view_refreshes and what names a branch in dim_branch,
- * so a member of lead_conversions_reader may do this.
+ * Computes what the report shows, in one snapshot of a read-only transaction. It reads only
+ * fct_lead_conversions, view_refreshes and the columns of dim_branch that name a branch, so a
+ * member of lead_conversions_reader may do this.
  *
- * Throws an Error that says what to do where an option is none, the view is missing, has not
- * been populated, or does not have the same users under each filter that is declared.
+ * Throws an Error that says what to do if an option is invalid, or if the view is missing, is not
+ * populated, or does not have the same users under each declared filter.
  */
 export async function readFigures(session: Session, options: FiguresOptions): Promise<Figures> {
   const { branch: branchId, statementTimeout, workMem, signal, onFigure } = options;
@@ -268,7 +282,7 @@ export async function readFigures(session: Session, options: FiguresOptions): Pr
   }
 }
 
-/** The one of some figures that is of a filter. */
+/** Returns the figure of a filter. */
 const of = <Figure extends { filter: ConversionEventFilter }>(
   filter: ConversionEventFilter,
   figures: Figure[],
@@ -297,17 +311,20 @@ const namesOfFigures: Record<Query, string> = {
   branches: 'the branches',
 };
 
-/** How many records were to be expected in the time in which there was none, for that to be strange. */
+/** A feed is silent if at least this many records were to be expected in the time without any. */
 const expectedRecords = 5;
 
-/** For how many days that may be so, whatever was to be expected. */
+/** A feed is silent only after this many days, however many records were to be expected. */
 const quietDays = 7;
 
-/** Whole days from a day to the refresh. */
+/** Returns the number of whole days from a day to the refresh. */
 export const daysBeforeRefresh = (day: string, refreshedAt: string | null): number =>
   Math.floor(Date.parse(refreshedAt ?? new Date().toISOString()) / dayMs - dayOf(day));
 
-/** Whether there has been nothing for a week, and for longer than can be by chance: perhaps it is not loaded any more. */
+/**
+ * Returns whether there have been no records for a week, and for longer than chance would explain.
+ * Perhaps they are no longer loaded.
+ */
 export function isSilent(
   { records, first, latest }: Pick<FeedDays, 'records' | 'first' | 'latest'>,
   refreshedAt: string | null,
@@ -318,7 +335,10 @@ export function isSilent(
   return records >= expected && silence >= quietDays && silence >= expected * daysPerRecord;
 }
 
-/** The latest day of any feed, if that is a week before the refresh: perhaps nothing is loaded any more. */
+/**
+ * Returns the latest day of all feeds if it is a week or more before the refresh. Perhaps nothing
+ * is loaded any more.
+ */
 export function endOfData({
   feeds,
   refreshedAt,
@@ -333,8 +353,8 @@ export function endOfData({
 }
 
 /**
- * The last day of which all is known under a filter: what is not loaded any more says nothing
- * of the days since.
+ * Returns the last day for which the data under a filter are complete. If a feed is silent, nothing
+ * is known about the days since its latest record.
  */
 export function judgedUntil(
   filter: ConversionEventFilter,
@@ -348,7 +368,10 @@ export function judgedUntil(
   return completeUntil === null ? null : ([...days, completeUntil].sort()[0] ?? null);
 }
 
-/** Compares the whole months from a month on with as many before, if the data begin before those. */
+/**
+ * Compares the whole months from `since` on with as many months before them, if the data begin
+ * before those.
+ */
 async function comparisonOf(
   whole: Scope,
   since: Month | null,
@@ -370,7 +393,8 @@ async function comparisonOf(
     all.find((counts) => counts.filter === 'ALL' && counts.month === month)?.users ?? 0;
   const before = Array.from({ length }, (_, index) => usersOf(first + index));
   const mean = before.reduce((sum, users) => sum + users, 0) / length;
-  // A month in which the data begin is none to compare with, nor is one with a few strays before that.
+  // There is no comparison with the month in which the data begin, or with the few stray users
+  // before it.
   if (before.includes(0) || usersOf(first - 1) < mean / 10) {
     return null;
   }
@@ -393,12 +417,12 @@ async function comparisonOf(
 
 const dialect = new PgDialect();
 
-/** A query as people may run it. */
+/** Returns the text of a query, which people can run. */
 const textOf = (query: SQL): string => dialect.sqlToQuery(sql`${query}`.inlineParams()).sql.trim();
 
 const view = getViewName(fctLeadConversions);
 
-/** Throws an Error that says what to do where the view cannot be read. */
+/** Throws an Error that says what to do if the view cannot be read. */
 async function lookUp(tx: Session): Promise<void> {
   const [found] = await tx
     .select({
@@ -433,8 +457,8 @@ async function branchOf(tx: Session, branchId: string): Promise<NonNullable<Figu
 }
 
 /**
- * Throws an Error unless each filter has the same users. With a filter that the deployed view
- * does not have, or has not any more, the page would show numbers that are none.
+ * Throws an Error unless all filters have the same users. If the deployed view lacks a declared
+ * filter, or has one that is no longer declared, the page would show wrong numbers.
  */
 function refuseUnequal(headlines: Headline[]): void {
   const declared = [...conversionEventFilters].sort();
@@ -462,10 +486,13 @@ function monthGiven(text: string): Month {
   return monthOf(text);
 }
 
-/** Throws an Error if nobody can have joined since a month: then it is a typing error. */
+/**
+ * Throws an Error if a month is after the refresh, so nobody can have joined since. It must be a
+ * typing error.
+ */
 function refuseFuture(since: Month | null, refreshedAt: string | null): void {
   const refreshed = new Date(refreshedAt ?? Date.now());
-  refreshed.setUTCHours(refreshed.getUTCHours() + 14); // where it is latest on earth
+  refreshed.setUTCHours(refreshed.getUTCHours() + 14); // the latest local time on earth
   const month = refreshed.getUTCFullYear() * 12 + refreshed.getUTCMonth();
   if (since !== null && since > month) {
     throw new Error(
@@ -474,7 +501,7 @@ function refuseFuture(since: Month | null, refreshedAt: string | null): void {
   }
 }
 
-/** The month of a day, as Postgres writes it in JSON. */
+/** Returns the month of a day, which is written as Postgres writes it in JSON. */
 export function monthOf(day: string): Month;
 export function monthOf(day: string | null): Month | null;
 export function monthOf(day: string | null): Month | null {
@@ -485,7 +512,7 @@ export function monthOf(day: string | null): Month | null {
   return (day.endsWith('BC') ? 1 - Number(year) : Number(year)) * 12 + Number(month) - 1;
 }
 
-/** The first day of a month. */
+/** Returns the first day of a month, `YYYY-MM-DD`. */
 const firstDay = (month: Month): string => {
   const year = String(Math.floor(month / 12)).padStart(4, '0');
   return `${year}-${String((month % 12) + 1).padStart(2, '0')}-01`;
@@ -493,14 +520,17 @@ const firstDay = (month: Month): string => {
 
 const dayMs = 86_400_000;
 
-/** The number of a day, as Postgres writes it in JSON. */
+/**
+ * Returns the number of days from 1970-01-01 to a day, which is written as Postgres writes it in
+ * JSON.
+ */
 export const dayOf = (day: string): number => Date.parse(`${day}T00:00:00Z`) / dayMs;
 
-/** The number of the last day of a month. */
+/** Returns the number of days from 1970-01-01 to the last day of a month. */
 export const endOf = (month: Month): number =>
   new Date(0).setUTCFullYear(Math.floor(month / 12), (month % 12) + 1, 0) / dayMs;
 
-/** The last month that is over with a day. */
+/** Returns the last month that is over at the end of a day. */
 export const lastMonthOf = (day: string): Month => {
   const month = monthOf(day);
   return dayOf(day) < endOf(month) ? month - 1 : month;
@@ -509,7 +539,10 @@ export const lastMonthOf = (day: string): Month => {
 const dayBefore = (day: string): string =>
   new Date((dayOf(day) - 1) * dayMs).toISOString().slice(0, 10);
 
-/** The same day of an earlier month; its last day if it has no such day, and of a last day. */
+/**
+ * Returns the same day of an earlier month. If that month has no such day, or if the day is the
+ * last one of its own month, returns the last day of the earlier month.
+ */
 function monthsEarlier(day: string, months: number): string {
   const month = monthOf(day) - months;
   const last = new Date(endOf(month) * dayMs).getUTCDate();
@@ -518,13 +551,13 @@ function monthsEarlier(day: string, months: number): string {
   return `${firstDay(month).slice(0, 8)}${String(ofMonth).padStart(2, '0')}`;
 }
 
-/** The last local time that the refresh can have seen, in any time zone. */
+/** The latest local time that the refresh can have seen, in any time zone. */
 const latestOf = (refreshedAt: string | null): SQL =>
   sql`${refreshedAt === null ? sql`now()` : sql`${refreshedAt}::timestamptz`} at time zone 'UTC' + interval '14 hours'`;
 
 /**
- * Whether a local time can be true: none is after the refresh, and one from before 1970, or from
- * its first day, stands for a date that is not known.
+ * The condition that a local time can be true. It must not be after the refresh. A time before
+ * 1970, or on its first day, stands for an unknown date.
  */
 const canBeTrue = (time: SQL, refreshedAt: string | null): SQL =>
   sql`${time} >= '1970-01-02' and ${time} < ${latestOf(refreshedAt)}`;
@@ -532,7 +565,7 @@ const canBeTrue = (time: SQL, refreshedAt: string | null): SQL =>
 const joined = sql`local_user_created_at`;
 const converted = sql`client_conversion_event_local_created_at`;
 
-/** A row as it comes from Postgres: its columns have their SQL names, its months are days. */
+/** A row from Postgres: its columns have their SQL names, and its months are days. */
 type Row = Record<string, unknown>;
 
 function rowOf<Result>(row: Row): Result {
@@ -544,8 +577,8 @@ function rowOf<Result>(row: Row): Result {
 }
 
 /**
- * One row per user and filter, as a CTE: what all figures count. It is written once, and
- * Postgres leaves out the columns that a figure does not need.
+ * Returns a CTE with one row per user and filter, from which all figures are counted. It is written
+ * only once, and Postgres leaves out the columns that a figure does not need.
  */
 function conversionsOf(scope: Scope): SQL {
   const { refreshedAt, asOf } = scope;
@@ -590,7 +623,7 @@ conversions as (
 )`;
 }
 
-/** Which rows of the view are those of a scope. */
+/** Returns the condition for the rows of the view that belong to a scope. */
 function whereOf({ branch, from = null, to }: Scope, also?: SQL): SQL {
   const conditions = [
     branch === undefined ? undefined : sql`branch_id = ${branch}`,

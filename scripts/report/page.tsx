@@ -16,11 +16,12 @@ import {
 } from './wording.ts';
 
 /**
- * The page as HTML: one panel per filter, of which the reader sees one. It loads nothing and
- * needs no script. Its policy would not let it: https://www.w3.org/TR/CSP3/
+ * Returns the page as HTML, with one panel per filter, of which the reader sees one. The page loads
+ * nothing and has no script. Its Content Security Policy allows neither:
+ * https://www.w3.org/TR/CSP3/
  */
 export async function pageOf(figures: Figures, title: string): Promise<string> {
-  // The filter that considers everything is the one that is seen first.
+  // The filter that considers everything comes first, and is the one that is shown first.
   const shown = figures.headlines.toSorted(
     (one, other) => Number(other.filter === 'ALL') - Number(one.filter === 'ALL'),
   );
@@ -74,7 +75,10 @@ export async function pageOf(figures: Figures, title: string): Promise<string> {
   return `<!doctype html>\n${renderToStaticMarkup(page)}\n`;
 }
 
-/** Shows the panel of the filter that is chosen; all of them in a browser that does not know :has(). */
+/**
+ * Returns the style that shows only the panel of the chosen filter. A browser without :has() shows
+ * all panels.
+ */
 const switchOf = (filters: ConversionEventFilter[]): string =>
   filters
     .map(
@@ -82,7 +86,7 @@ const switchOf = (filters: ConversionEventFilter[]): string =>
     )
     .join('');
 
-/** What marks the months that are too young, also in print and without colours. */
+/** The pattern that marks months that are too early to judge, also in print and without colors. */
 const Stripes = () => (
   <svg class="definitions" aria-hidden="true">
     <pattern
@@ -149,7 +153,7 @@ const Freshness = ({ figures }: { figures: Figures }) => {
   );
 };
 
-/** What each figure is, and the SQL that has given it. */
+/** An explanation of each figure, which the page shows above its SQL. */
 const notes: { figure: Query; title: string; text: string }[] = [
   {
     figure: 'headlines',

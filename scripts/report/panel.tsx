@@ -35,13 +35,16 @@ import {
   wordsOfType,
 } from './wording.ts';
 
-/** How many months of joining the charts show, the latest ones. */
+/** How many months of joining the charts show. They show the latest ones. */
 const shownMonths = 24;
 
-/** How many users a branch needs to be compared with the others. */
+/** The least number of users with which a branch is compared with the whole. */
 const leastUsers = 30;
 
-/** How many branches are compared, and up to how many the list of all is open from the start. */
+/**
+ * How many branches are compared, and up to how many branches the list of all of them is open at
+ * first.
+ */
 const comparedBranches = 5;
 const openBranches = 20;
 
@@ -50,18 +53,18 @@ interface Panel
   extends Pick<Figures, 'comparison' | 'sources' | 'products' | 'speeds' | 'cohorts' | 'branches'> {
   filter: ConversionEventFilter;
   headline: Headline;
-  /** What is compared: whole months, and as many before them. */
+  /** The two headlines to compare: of whole months, and of as many months before them. */
   compared: { now: Headline; before: Headline } | undefined;
-  /** Of all users, whenever they joined. */
+  /** The headline of all users, whenever they joined. */
   everybody: Headline | undefined;
   since: Month | null;
-  /** The months of joining as rows of a table. All users are in one of them. */
+  /** The months of joining, as rows of a table. Each user is in one of them. */
   months: MonthRow[];
   /** The kinds of purchase that have converted somebody. */
   types: ConversionEventType[];
-  /** Within how many days nine in ten of all clients convert, whenever they joined. */
+  /** The number of days within which nine in ten of all clients convert, whenever they joined. */
   daysToJudge: number | null;
-  /** Of those whose month of joining is old enough to judge. */
+  /** The users and clients whose month of joining is old enough to judge. */
   judged: Pick<MonthRow, 'users' | 'clients'>;
   /** The last month that is over, as far as the data go. */
   lastMonth: Month;
@@ -72,13 +75,16 @@ interface MonthRow {
   label: string;
   users: number;
   clients: number;
-  /** Null for several months together, and for users of whom it is not known. */
+  /** Null for several months together, and for users whose month of joining is unknown. */
   month: Month | null;
-  /** Whether it is too early to judge the month: some of its users have not had `daysToJudge`. Null where there is no telling, and for several months that differ. */
+  /**
+   * Whether it is too early to judge the month, because some of its users have not had
+   * `daysToJudge`. Null if that is unknown, and for several months that differ.
+   */
   isYoung: boolean | null;
 }
 
-/** All that is shown under one filter. */
+/** Returns everything that is shown under one filter. */
 export async function panelOf(figures: Figures, headline: Headline): Promise<ComponentChildren> {
   const { filter } = headline;
   const of = <Figure extends { filter: ConversionEventFilter }>(all: Figure[]) =>
@@ -134,7 +140,9 @@ const sumOf = (counts: Pick<MonthRow, 'users' | 'clients'>[]) => ({
   clients: sum(counts.map(({ clients }) => clients)),
 });
 
-/** The months of joining up to the latest day of the data, also those without users. */
+/**
+ * Returns the months of joining up to the latest day of the data, including months without users.
+ */
 function monthRowsOf(
   counts: MonthCounts[],
   until: string | null,
@@ -173,7 +181,7 @@ function monthRowsOf(
   ];
 }
 
-/** The headline figures, with their change against the months before. */
+/** The headline figures, with their change from the months before. */
 function Tiles(panel: Panel) {
   const { headline, comparison, compared, months, judged, since, everybody } = panel;
   const { users, leads, clients, beforeJoining, withoutDays, medianDays, p90Days } = headline;
@@ -270,7 +278,7 @@ function Tiles(panel: Panel) {
 const wordsOfMonths = ([first, last]: [Month, Month]): string =>
   first === last ? wordsOfMonth(first) : `${wordsOfMonth(first)} to ${wordsOfMonth(last)}`;
 
-/** What the changes in the tiles compare. */
+/** Explains what the changes in the tiles compare. */
 function Compared({ comparison, since }: Panel) {
   if (since === null) {
     return null;
@@ -308,13 +316,13 @@ const Card = ({ id, title, isWide, children }: CardProps) => (
   </section>
 );
 
-/** A chart, whose numbers are in a table beside it. */
+/** A chart. Its numbers are in a table beside it. */
 const Chart = ({ svg }: { svg: string }) => <div dangerouslySetInnerHTML={{ __html: svg }} />;
 
 interface TableProps {
   caption: string;
   columns: string[];
-  /** Columns that hold text. The others hold numbers. */
+  /** How many of the first columns hold text. The others hold numbers. */
   textColumns?: number;
   rows: ComponentChildren[][];
 }
@@ -523,10 +531,13 @@ async function speedsCard({ filter, headline, types, speeds }: Panel) {
   );
 }
 
-/** What the page says itself where a name would be. */
+/** What the page shows in place of a name. */
 const [others, notGiven] = ['(all others)', '(not given)'];
 
-/** What the page calls a source or a product. One that is called like that is in quotes. */
+/**
+ * Returns the name of a source or product on the page. A name that looks like one of those texts is
+ * put in quotes.
+ */
 function nameOf({ rank, name }: Bought): string {
   if (rank > shownNames || name === null) {
     return rank > shownNames ? others : notGiven;
@@ -535,11 +546,11 @@ function nameOf({ rank, name }: Bought): string {
   return [others, notGiven].includes(shown) ? `“${shown}”` : shown;
 }
 
-/** The name in a table. What the page says itself is in another type. */
+/** The name in a table. A text of the page itself is in italics. */
 const Name = ({ of }: { of: Bought }) =>
   of.rank > shownNames || of.name === null ? <em>{nameOf(of)}</em> : <bdi>{nameOf(of)}</bdi>;
 
-/** The name in a chart: its direction is its own. */
+/** Returns the name for a chart. Its writing direction does not affect the text around it. */
 const isolated = (name: string): string => `\u2068${shorten(name, 42)}\u2069`;
 
 const marksOf = (bought: Bought[]) =>
@@ -611,11 +622,11 @@ async function productsCard({ filter, products, headline }: Panel) {
   );
 }
 
-/** What the page calls a branch: by its name, or by its identifier where it has none. */
+/** Returns the name of a branch on the page, or its identifier if it has no name. */
 const nameOfBranch = ({ branchId, name }: BranchCounts): string =>
   shorten(name ?? branchId ?? '', 100);
 
-/** A branch, with its identifier where others are called the same. */
+/** The name of a branch, with its identifier if other branches have the same name. */
 const Branch = ({ isShared, ...branch }: BranchCounts & { isShared: boolean }) =>
   branch.branchId === null ? (
     <em>(no branch)</em>

@@ -9,7 +9,7 @@ import {
   spans,
 } from './figures.ts';
 
-/** What the report calls a filter. One that has no words here goes by its name. */
+/** Returns what the report calls a filter. An unknown filter keeps its own name. */
 export const wordsOfFilter = (filter: ConversionEventFilter): string =>
   ({
     ALL: 'Memberships and credit packs',
@@ -17,7 +17,7 @@ export const wordsOfFilter = (filter: ConversionEventFilter): string =>
     USER_CREDIT: 'Credit packs only',
   })[filter as string] ?? filter;
 
-/** What the report calls a kind of purchase. */
+/** Returns what the report calls a kind of purchase. */
 export const wordsOfType = (type: ConversionEventType): string =>
   ({ MEMBERSHIP: 'Membership', USER_CREDIT: 'Credit pack' })[type as string] ?? type;
 
@@ -44,13 +44,16 @@ const instants = new Intl.DateTimeFormat(locale, {
 
 export const count = (number: number): string => numbers.format(number);
 
-/** A number with its noun, such as `1 user` and `2 users`. */
+/** Returns a number with its noun, such as `1 user` and `2 users`. */
 export const counted = (number: number, noun: string, plural = `${noun}s`): string =>
   `${count(number)} ${number === 1 ? noun : plural}`;
 
 export const change = (number: number): string => signed.format(number).replace('-', '−');
 
-/** A share. It says 0% and 100% only of none and of all. Without a whole there is none. */
+/**
+ * Returns a share in percent. It is 0% only for none, and 100% only for all. Returns a dash if the
+ * whole is 0.
+ */
 export function percent(part: number, whole: number): string {
   if (whole === 0) {
     return '–';
@@ -67,13 +70,16 @@ export function percent(part: number, whole: number): string {
     : tenthsOfPercent.format(rounded / 1000);
 }
 
-/** How many points one share is above another, as far as both are written. Both have a whole. */
+/**
+ * Returns by how many percentage points one share is above another, computed from the rounded
+ * shares. Neither whole may be 0.
+ */
 export const points = (one: [part: number, whole: number], other: [part: number, whole: number]) =>
   signedTenths.format((perMille(...one) - perMille(...other)) / 10).replace('-', '−');
 
 const perMille = (part: number, whole: number): number => Math.round((1000 * part) / whole);
 
-/** A number of days, if there is one. */
+/** Returns a number of days in words, or a dash for null. */
 export const inDays = (number: number | null): string =>
   number === null ? '–' : counted(number, 'day');
 
@@ -101,8 +107,8 @@ export const wordsOfSpans = spans.map((first, index) => {
 const graphemes = new Intl.Segmenter(locale, { granularity: 'grapheme' });
 
 /**
- * A name from upstream as one line of at most that many characters. What it contains changes
- * neither the direction nor the characters of the text around it.
+ * Returns a name from the upstream system as one line of at most `length` characters. Nothing in it
+ * can change the direction or the characters of the text around it.
  */
 export function shorten(text: string, length: number): string {
   const line = text
@@ -120,19 +126,22 @@ export function shorten(text: string, length: number): string {
   return isLong ? `${characters.slice(0, length - 1).join('')}…` : line;
 }
 
-/** How old the figures may be before the report warns. */
+/** The report warns about figures that are older than this, in hours. */
 const warningHours = 26;
 
-/** How many records a branch must lack to be named, as one of many may lack a few by chance. */
+/**
+ * How many records a branch must lack before it is named: one of many branches may lack a few by
+ * chance.
+ */
 const expectedOfBranch = 20;
 
-/** What the report calls the records of a feed. */
+/** Returns what the report calls the records of a feed. */
 const wordsOfFeed = (feed: Feed): { one: string; many: string } => {
   const type = feed === 'JOINING' ? 'user' : `first ${wordsOfType(feed).toLowerCase()}`;
   return { one: type, many: `${type.replace('first ', '')}s` };
 };
 
-/** What seems not to be loaded any more, in sentences. */
+/** Returns sentences about what seems not to be loaded any more. */
 function silenceOf(figures: Figures): string[] {
   const { refreshedAt, feeds, branches, branch } = figures;
   const before = (day: string) =>
@@ -169,7 +178,7 @@ function silenceOf(figures: Figures): string[] {
   return sentences;
 }
 
-/** What makes the figures doubtful, in sentences. */
+/** Returns sentences about what makes the figures doubtful. */
 export function warningsOf(figures: Figures): string[] {
   const { refreshedAt, hoursOld, mistaken, headlines } = figures;
   const warnings: string[] = [];
