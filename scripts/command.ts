@@ -246,7 +246,7 @@ const graceMs = 5000;
  * The longest pause before a retry, in milliseconds. The first pause is one second, and each
  * further one is twice as long as the one before it.
  */
-const maxTimeout = 30_000;
+const longestPauseMs = 30_000;
 
 /** Does the work and prints its outcome. Returns what --json prints, and the exit code. */
 async function perform<Own extends Settings, Facts extends object>(
@@ -258,7 +258,7 @@ async function perform<Own extends Settings, Facts extends object>(
   const started = performance.now();
   const facts = nothing();
   const warnings: string[] = [];
-  const retries: string[] = [];
+  const failedAttempts: string[] = [];
   const { signal, cancelledBy } = cancelledBySignals();
   const progress = progressOn(process.stderr);
   /** The ending of the work, as far as it is known while the work goes on. */
@@ -319,15 +319,15 @@ async function perform<Own extends Settings, Facts extends object>(
     const allowed = Number(settings.retries);
     return await pRetry(attempt, {
       retries: allowed,
-      maxTimeout,
+      maxTimeout: longestPauseMs,
       signal,
       shouldRetry: ({ error, attemptNumber }) => {
         const isSkipped = ending?.outcome === 'skipped';
         if (signal.aborted || !(isSkipped || (!ending && isTransient(error)))) {
           return false;
         }
-        const seconds = Math.min(2 ** (attemptNumber - 1), maxTimeout / 1000);
-        retries.push(explain(error));
+        const seconds = Math.min(2 ** (attemptNumber - 1), longestPauseMs / 1000);
+        failedAttempts.push(explain(error));
         console.error(explain(error));
         console.error(`Trying again in ${seconds} s (${attemptNumber} of ${allowed}).`);
         return true;
@@ -372,7 +372,7 @@ async function perform<Own extends Settings, Facts extends object>(
   const durationMs = Math.round(performance.now() - started);
   const name = cancelledBy();
   return {
-    output: { outcome, reason, ...facts, warnings, durationMs, retries },
+    output: { outcome, reason, ...facts, warnings, durationMs, retries: failedAttempts },
     exitCode: name ? 128 + constants.signals[name] : (exitCodeOf[outcome] ?? 0),
   };
 }

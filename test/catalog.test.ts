@@ -10,7 +10,7 @@ import {
 } from 'drizzle-orm/pg-core';
 import { expect, test } from 'vitest';
 import { withProperties } from '../schema/properties.ts';
-import { declarations, declaredRelations, readRelations } from '../scripts/generate/catalog.ts';
+import { declarations, declaredRelations, readRelations } from '../scripts/relations.ts';
 import { viewsInOrder } from '../views/refresh.ts';
 import { useDatabase } from './support/database.ts';
 

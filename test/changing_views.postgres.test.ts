@@ -4,8 +4,8 @@ import { drizzle } from 'drizzle-orm/postgres-js';
 import postgres from 'postgres';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test, vi } from 'vitest';
 import { generate } from '../scripts/benchmark/data.ts';
-import { readRelations } from '../scripts/generate/catalog.ts';
 import { type PostgresServer, startPostgres } from '../scripts/postgres_server.ts';
+import { readRelations } from '../scripts/relations.ts';
 import { type Result, run, start } from './support/commands.ts';
 import {
   addNotes,

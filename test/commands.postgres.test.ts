@@ -9,7 +9,7 @@ import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { migrations } from '../schema/migrations.ts';
 import { openDatabase } from '../scripts/database.ts';
 import { run, start } from './support/commands.ts';
-import { useUnmigratedDatabase } from './support/database.ts';
+import { truncateInputTables, useUnmigratedDatabase } from './support/database.ts';
 import { filters, sessionsEnded, sessionThatRuns } from './support/sessions.ts';
 
 const unmigrated = useUnmigratedDatabase();
@@ -149,7 +149,7 @@ describe('the nightly job', () => {
     const [{ name } = { name: '' }] = await session<{ name: string }[]>`
       select current_database() as name`;
     await session`alter database ${session(name)} set timezone = 'Asia/Tokyo'`;
-    await session`truncate dim_branch, dim_user, fct_credit_pack_purchases, fct_membership_purchases`;
+    await session.unsafe(truncateInputTables);
     await run(unmigrated.url, 'npm run refresh');
     await run(unmigrated.url, 'npm run load', ['test/sample']);
     await run(unmigrated.url, 'npm run refresh');

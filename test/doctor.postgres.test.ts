@@ -4,7 +4,7 @@ import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { readerRole } from '../schema/properties.ts';
 import { generate } from '../scripts/benchmark/data.ts';
 import { run } from './support/commands.ts';
-import { useServerDatabase } from './support/database.ts';
+import { truncateInputTables, useServerDatabase } from './support/database.ts';
 import { landedMigrations } from './support/scratch_tree.ts';
 
 const database = useServerDatabase();
@@ -33,8 +33,7 @@ test.each([2000, 100_000])(
   'finds nothing in a healthy database of %i users, for which Postgres uses other plans',
   { timeout: 120_000 },
   async (users) => {
-    await session`
-      truncate dim_branch, dim_user, fct_credit_pack_purchases, fct_membership_purchases`;
+    await session.unsafe(truncateInputTables);
     await generate(session, { users, purchasesPerUser: 5 });
     await run(database.url, 'npm run refresh', ['--max-loss', '100%']);
     for (const { remedy } of (await doctor()).findings) {

@@ -454,7 +454,17 @@ export const branchUsers = withProperties(
     expect(await checkBaseline()).toMatchObject({ code: 0, stderr: '' });
   });
 
-  test('refuses a table that is not declared in the schema public', async () => {
+  test('refuses a table and a view that are not declared in the schema public', async () => {
+    await tree.edit(
+      'views/fct_lead_conversions.ts',
+      ['  publicMaterializedView(', '  pgMaterializedView('],
+      [`import { varchar }`, `import { pgMaterializedView, varchar }`],
+      ['localTime, publicMaterializedView }', 'localTime }'],
+    );
+    await refused(
+      generate('schema'),
+      /^fct_lead_conversions is not declared in the schema public\. Declare it with publicTable or publicMaterializedView /,
+    );
     await tree.edit(
       'schema/dim_user.ts',
       ['  publicTable(', '  pgTable('],
@@ -543,7 +553,7 @@ export const branchUsers = withProperties(
     );
   });
 
-  test('refuses a column, a check and a table without a comment', async () => {
+  test('refuses a column, a check, an index and a table without a comment', async () => {
     const column = `name: 'Name of the user.',`;
     await tree.edit('schema/dim_user.ts', [column, '']);
     await refused(generate('comments'), /^The column name of dim_user has no comment\. /);
@@ -554,12 +564,19 @@ export const branchUsers = withProperties(
       generate('comments'),
       /^The check dim_user_created_at_check of dim_user has no comment\. Declare one with withProperties /,
     );
+    await tree.edit('schema/dim_user.ts', ['    checks: {\n', `    checks: {\n${check}`]);
+    const index = '      fct_membership_purchases_first:\n';
+    await tree.edit('schema/fct_membership_purchases.ts', [index, '      other:\n']);
+    await refused(
+      generate('comments'),
+      /^The index fct_membership_purchases_first of fct_membership_purchases has no comment\. /,
+    );
+    await tree.edit('schema/fct_membership_purchases.ts', ['      other:\n', index]);
     await tree.edit('views/view_refreshes.ts', [
       '/** One row per view and refresh:',
       `export const notes = publicTable('notes', { note: varchar('note') });\n/** One row per view and refresh:`,
     ]);
     await tree.edit('views/index.ts', ['{ type RecordedRefresh', '{ notes, type RecordedRefresh']);
-    await tree.edit('schema/dim_user.ts', ['    checks: {\n', `    checks: {\n${check}`]);
     await refused(generate('comments'), /^notes has no comment\. /);
   });
 

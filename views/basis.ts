@@ -1,6 +1,7 @@
-import { type SQL, sql } from 'drizzle-orm';
+import { getTableName, type SQL, sql } from 'drizzle-orm';
 import type { PgDatabase, PgQueryResultHKT } from 'drizzle-orm/pg-core';
 import type { Input } from './catalog.ts';
+import { purchaseKinds } from './purchase_kinds.ts';
 
 // Decides whether a view, and everything it was computed from, is unchanged since it was last
 // computed. The decision is never a guess: in doubt the answer is no.
@@ -153,6 +154,18 @@ export async function isComputedFrom(
   const ageOf = (name: string) => sql`age((${lookOf(name)?.snapshotXmin ?? '0'}::text::xid8)::xid)`;
   const isOld = (name: string) =>
     sql`coalesce(age(${sql.identifier(name)}.xmin) > ${ageOf(name)}, false)`;
+  const newPurchases = Object.values(purchaseKinds).map(({ table, key, first }) => {
+    const name = getTableName(table);
+    const firstId = sql`events.${sql.identifier(first.name)}`;
+    return sql`exists (
+      select
+      from public.fct_client_conversion_events as events
+      left join ${table}
+        on events.user_id = ${sql.identifier(name)}.user_id
+        and ${firstId} = ${key}
+      where ${firstId} is not null and not ${isOld(name)}
+    )`;
+  });
   const [strangers] = await tx
     .select({
       areShown: sql<boolean>`
@@ -162,24 +175,7 @@ export async function isComputedFrom(
           left join public.dim_branch using (branch_id)
           where events.branch_id is not null and not ${isOld('dim_branch')}
         )
-        or exists (
-          select
-          from public.fct_client_conversion_events as events
-          left join public.fct_membership_purchases
-            on events.user_id = fct_membership_purchases.user_id
-            and events.first_user_membership_id = fct_membership_purchases.user_membership_id
-          where events.first_user_membership_id is not null
-            and not ${isOld('fct_membership_purchases')}
-        )
-        or exists (
-          select
-          from public.fct_client_conversion_events as events
-          left join public.fct_credit_pack_purchases
-            on events.user_id = fct_credit_pack_purchases.user_id
-            and events.first_credit_pack_id = fct_credit_pack_purchases.credit_pack_id
-          where events.first_credit_pack_id is not null
-            and not ${isOld('fct_credit_pack_purchases')}
-        )`,
+        or ${sql.join(newPurchases, sql` or `)}`,
     })
     .from(sql`(values (1)) as once`);
   return lookOf('dim_user')?.rows === rows && strangers?.areShown === false;

@@ -247,7 +247,7 @@ export const missing = (relation: string, other: string | undefined): Error =>
  * pg_locks.
  * https://www.postgresql.org/docs/16/view-pg-locks.html
  */
-export const lockHolders = (condition: SQL): SQL => sql`
+export const selectLockHolders = (condition: SQL): SQL => sql`
   select distinct on (pg_locks.pid, gid)
     case
       when gid is null then
@@ -276,6 +276,17 @@ export const lockHolders = (condition: SQL): SQL => sql`
     ],
     pg_locks.mode)`;
 
+/** Returns, in words, the sessions and prepared transactions of that query. */
+export async function readLockHolders(
+  db: PgDatabase<PgQueryResultHKT>,
+  condition: SQL,
+): Promise<string[]> {
+  const holders = await db
+    .select({ holder: sql<string>`holder` })
+    .from(sql`(${selectLockHolders(condition)}) as holders`);
+  return holders.map(({ holder }) => holder);
+}
+
 /**
  * Returns which sessions and prepared transactions keep others from refreshing a view, with their
  * locks: on the view itself, on what it reads, or on the tables in `turns`, which only one session
@@ -283,19 +294,18 @@ export const lockHolders = (condition: SQL): SQL => sql`
  * SHARE UPDATE EXCLUSIVE on the tables in `turns`.
  * https://www.postgresql.org/docs/16/explicit-locking.html#LOCKING-TABLES
  */
-export async function lockHoldersInTheWay(
+export async function findRefreshBlockers(
   db: PgDatabase<PgQueryResultHKT>,
   view: string,
   turns: string[],
 ): Promise<string[]> {
-  const locks = lockHolders(sql`
+  const condition = sql`
     case
       when pg_locks.relation = ${relationOf(view)} then pg_locks.mode <> 'AccessShareLock'
       when pg_locks.relation in (${sql.join(turns.map(relationOf), sql`, `)})
         then pg_locks.mode !~ '^(Access|Row)Share|^RowExclusive'
       else pg_locks.mode = 'AccessExclusiveLock'
         and pg_locks.relation in (select oid from (${readBy(relationOf(view))}) as read)
-    end`);
-  const holders = await db.select({ holder: sql<string>`holder` }).from(sql`(${locks}) as holders`);
-  return holders.map(({ holder }) => holder);
+    end`;
+  return await readLockHolders(db, condition);
 }

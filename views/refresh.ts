@@ -6,6 +6,7 @@ import {
   getTableName,
   getViewName,
   is,
+  type SQL,
   sql,
 } from 'drizzle-orm';
 import {
@@ -31,13 +32,14 @@ import {
   type CatalogedView,
   catalogView,
   declaredInputs,
-  lockHoldersInTheWay,
+  findRefreshBlockers,
   missing,
   relationOf,
 } from './catalog.ts';
 import { untilSettled } from './citus.ts';
 import { fctClientConversionEvents } from './fct_client_conversion_events.ts';
 import { fctLeadConversions } from './fct_lead_conversions.ts';
+import { purchaseKinds } from './purchase_kinds.ts';
 import { takeLock } from './refresh_lock.ts';
 import {
   causeOf,
@@ -554,12 +556,16 @@ async function lastBasis(tx: Session, view: string, server: string): Promise<Bas
   return last.writtenBy === String(looked) ? last.basis : undefined;
 }
 
-/** What the first view must not suddenly lose: its users, and its clients under each filter. */
-const guarded = {
+/** What the first view must not suddenly lose: users, clients, and clients by kind of purchase. */
+const guarded: Record<string, SQL> = {
   users: sql`true`,
   clients: sql`${fctClientConversionEvents.leadStatus} = 'CLIENT'`,
-  'clients by membership': sql`${fctClientConversionEvents.firstUserMembershipId} is not null`,
-  'clients by credit pack': sql`${fctClientConversionEvents.firstCreditPackId} is not null`,
+  ...Object.fromEntries(
+    Object.values(purchaseKinds).map(({ name, first }) => [
+      `clients by ${name}`,
+      sql`${first} is not null`,
+    ]),
+  ),
 };
 
 /**
@@ -631,7 +637,7 @@ async function explainFailure(
     pinned(session, statementTimeout, question);
   const holdersInTheWay = () =>
     ask((tx) =>
-      lockHoldersInTheWay(tx, view.name, [
+      findRefreshBlockers(tx, view.name, [
         getTableName(viewRefreshes),
         ...(isOfSeveralServers(view) ? [getTableName(inputLoads)] : []),
       ]),
@@ -647,7 +653,7 @@ async function explainFailure(
   }
   if (cause.code === LOCK_NOT_AVAILABLE) {
     const holders = await holdersInTheWay();
-    const holding = holders.join(', ') || 'the session that held it has ended';
+    const holding = holders.join(', ') || 'another session held it until now';
     return new Error(
       `${view.name} was not refreshed: it got no lock within ${lockTimeout}, because ${holding}.`,
       { cause },

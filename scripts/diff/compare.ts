@@ -10,7 +10,7 @@ import { readDistributed, untilSettled } from '../../views/citus.ts';
 import { viewsInOrder } from '../../views/refresh.ts';
 import { once, pinned, type Session, setLocally } from '../../views/session.ts';
 import { declaredText, rowsOf, standalone } from '../definitions.ts';
-import { declaredRelations, type Relation, readRelations } from '../generate/catalog.ts';
+import { declaredRelations, type Relation, readRelations } from '../relations.ts';
 
 /** How many rows of a view would be added, be gone and be changed. */
 export interface RowCounts {

@@ -2,7 +2,8 @@ import { isDeepStrictEqual } from 'node:util';
 import { getTableName, getViewName, type SQL, sql } from 'drizzle-orm';
 import { getMaterializedViewConfig, getTableConfig, type PgTable } from 'drizzle-orm/pg-core';
 import { inputLoads } from '../../schema/index.ts';
-import { lockHolders, missing, relationOf } from '../../views/catalog.ts';
+import { inputTables } from '../../schema/input_tables.ts';
+import { missing, readLockHolders, relationOf } from '../../views/catalog.ts';
 import { citusTables } from '../../views/citus.ts';
 import { viewsInOrder } from '../../views/refresh.ts';
 import { takeLock } from '../../views/refresh_lock.ts';
@@ -19,8 +20,7 @@ import {
 } from '../../views/session.ts';
 import { viewRefreshes } from '../../views/view_refreshes.ts';
 import { rowsOf } from '../definitions.ts';
-import { type Relation, readRelations } from '../generate/catalog.ts';
-import { inputTables } from '../load/files.ts';
+import { type Relation, readRelations } from '../relations.ts';
 
 /** Where the rows of a table are. */
 export interface Distributed {
@@ -120,15 +120,13 @@ export async function distributeTables(
       throw error;
     }
     const holders = await pinned(session, statementTimeout, (tx) =>
-      tx
-        .select({ holder: sql<string>`holder` })
-        .from(
-          sql`(${lockHolders(sql`pg_locks.relation in (select oid from pg_class where oid in ${inputs} or oid = ${relationOf(nameOf(inputLoads))})`)}) as holders`,
-        ),
+      readLockHolders(
+        tx,
+        sql`pg_locks.relation in (select oid from pg_class where oid in ${inputs} or oid = ${relationOf(nameOf(inputLoads))})`,
+      ),
     );
-    const holding = holders.map(({ holder }) => holder).join(', ');
     throw new Error(
-      `Nothing was distributed, because these tables were locked for longer than ${lockTimeout}: ${holding || 'the session that held the lock has ended'}.`,
+      `Nothing was distributed, because these tables were locked for longer than ${lockTimeout}: ${holders.join(', ') || 'another session held the lock until now'}.`,
       { cause },
     );
   }

@@ -1,6 +1,7 @@
 import { isDeepStrictEqual } from 'node:util';
 import { Column, getTableName, getViewName, is, SQL, sql } from 'drizzle-orm';
 import { getTableConfig, IndexedColumn, PgTable } from 'drizzle-orm/pg-core';
+import { inputTables } from '../../schema/input_tables.ts';
 import { readerRole } from '../../schema/properties.ts';
 import { branchesOfUnknownZones, identify } from '../../views/basis.ts';
 import { catalogView, declaredInputs } from '../../views/catalog.ts';
@@ -29,6 +30,8 @@ import { conversionEventFilters } from '../../views/values.ts';
 import { viewRefreshes } from '../../views/view_refreshes.ts';
 import { declaredText, rowsOf, standalone, withoutCasts } from '../definitions.ts';
 import { strangelyDistributed } from '../distribute/tables.ts';
+import { literal } from '../generate/statements.ts';
+import { compareMigrations, statementThatCreates } from '../migrations.ts';
 import {
   type Comment,
   declarations,
@@ -36,10 +39,7 @@ import {
   type Grant,
   type Relation,
   readRelations,
-} from '../generate/catalog.ts';
-import { literal } from '../generate/statements.ts';
-import { inputTables } from '../load/files.ts';
-import { compareMigrations, statementThatCreates } from '../migrations.ts';
+} from '../relations.ts';
 
 /** A finding: something that is not as it should be. */
 export interface Finding {

@@ -8,7 +8,7 @@ import { migrations } from '../../schema/migrations.ts';
 import { refreshDefaults } from '../../views/refresh.ts';
 import type { Session } from '../../views/session.ts';
 import { createRecords, migrateDatabase } from '../migrations.ts';
-import { declarations, declaredRelations } from './catalog.ts';
+import { declarations, declaredRelations } from '../relations.ts';
 import {
   type Changes,
   completeBaseline,

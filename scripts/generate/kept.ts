@@ -1,4 +1,4 @@
-import type { Relation } from './catalog.ts';
+import type { Relation } from '../relations.ts';
 import {
   array,
   literal,

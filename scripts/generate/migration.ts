@@ -10,7 +10,13 @@ import { catalogView } from '../../views/catalog.ts';
 import { fctClientConversionEvents } from '../../views/fct_client_conversion_events.ts';
 import { viewsInOrder } from '../../views/refresh.ts';
 import { explain } from '../failure.ts';
-import { type Comment, columnOrder, type Grant, type Relation, readRelations } from './catalog.ts';
+import {
+  type Comment,
+  columnOrder,
+  type Grant,
+  type Relation,
+  readRelations,
+} from '../relations.ts';
 import {
   dependents,
   dropNotes,
@@ -67,9 +73,9 @@ interface Plan {
   /** Views that change, according to drizzle-kit. */
   changed: string[];
   /** Existing views that change, or that read what changes. Each comes before what it reads. */
-  old: string[];
+  viewsToDrop: string[];
   /** Views to create. Each comes after what it reads. */
-  created: string[];
+  viewsToCreate: string[];
   /** Changes of tables, which come first. */
   changes: string[];
   /** Statements that drop what an old view may still read. They come last. */
@@ -119,7 +125,7 @@ export async function completeMigration(
   await rolledBack(database, async (db) => {
     await db.execute(firstStatement);
     const plan = await planOf(db, declared, changes);
-    const touchesViews = plan.old.length > 0 || plan.created.length > 0;
+    const touchesViews = plan.viewsToDrop.length > 0 || plan.viewsToCreate.length > 0;
     const locks = locksOf(plan.changes, plan);
     if (locks.length > 0 && touchesViews && !plan.isUnderViews) {
       await file(db, headingOfTables, changeTables, plan);
@@ -141,11 +147,11 @@ async function planOf(
   declared: Relation[],
   { statements, creations, tableIndexes }: Changes,
 ): Promise<Plan> {
-  const ofTables = statements.filter((it) => !isOfView(it) && !isLast(it));
+  const ofTables = statements.filter((it) => !isOfView(it) && !isDrop(it));
   const underViews = await tablesUnderViews(db, ofTables);
   const changed = statements.filter(isOfView).map(viewOf);
   const reading = await viewsReading(db, [...changed, ...underViews]);
-  const old = reading.filter(
+  const viewsToDrop = reading.filter(
     (view) => changed.includes(view) || declared.some(({ name }) => name === view),
   );
   return {
@@ -155,25 +161,32 @@ async function planOf(
     links: await foreignKeys(db),
     tableIndexes,
     changed,
-    old,
-    created: viewNames().filter((name) => changed.includes(name) || old.includes(name)),
+    viewsToDrop,
+    viewsToCreate: viewNames().filter(
+      (name) => changed.includes(name) || viewsToDrop.includes(name),
+    ),
     changes: ofTables,
-    drops: statements.filter((it) => !isOfView(it) && isLast(it)),
-    isUnderViews: underViews.length > 0 && old.length > 0,
+    drops: statements.filter((it) => !isOfView(it) && isDrop(it)),
+    isUnderViews: underViews.length > 0 && viewsToDrop.length > 0,
   };
 }
 
 /** Changes tables, and the declared properties of the tables and views that stay. */
 async function changeTables(db: Session, plan: Plan, add: Add): Promise<void> {
-  const standing = standingIn(plan);
+  const remaining = remainingIn(plan);
   const drops = touches(plan) ? [] : plan.drops;
   if (!plan.isUnderViews) {
     // An index of a view takes long to create, but blocks no reader.
-    const views = standing.filter(({ kind }) => kind !== 'TABLE');
-    await complete(db, views, 'public', add);
+    const views = remaining.filter(({ kind }) => kind !== 'TABLE');
+    await addIndexesAndComments(db, views, 'public', add);
     // All locks that block others are taken at once. While this waits for them, it must hold none
     // of them.
-    await lockChanging([...plan.changes, ...drops], surplusIndexes(standing, plan.made), plan, add);
+    await lockChanging(
+      [...plan.changes, ...drops],
+      undeclaredIndexes(remaining, plan.made),
+      plan,
+      add,
+    );
   }
   await refuseWhatOthersLose(db, plan.changes, add);
   const sequencesBefore = await sequences(db);
@@ -191,30 +204,31 @@ async function changeTables(db: Session, plan: Plan, add: Add): Promise<void> {
   }
   const newSequences = (await sequences(db)).filter((it) => !sequencesBefore.includes(it));
   const newTables = plan.changes.flatMap((it) => /^CREATE TABLE (\S+)/.exec(it)?.[1] ?? []);
-  await complete(db, standing, 'public', add);
+  await addIndexesAndComments(db, remaining, 'public', add);
   if (newTables.length + newSequences.length > 0) {
     await add(giveToOwner([...newTables, ...newSequences]), ownerNote);
     await add(revokeAll([...newTables, ...newSequences]), revokeNote);
   }
-  await grant(db, standing, 'public', add);
+  await addGrants(db, remaining, 'public', add);
   await drop(db, drops, add);
 }
 
 /** Returns the declared tables that stay, and the declared views if no view is replaced. */
-const standingIn = (plan: Plan): Relation[] =>
+const remainingIn = (plan: Plan): Relation[] =>
   plan.declared.filter(
-    ({ name, kind }) => !plan.created.includes(name) && (kind === 'TABLE' || !touches(plan)),
+    ({ name, kind }) => !plan.viewsToCreate.includes(name) && (kind === 'TABLE' || !touches(plan)),
   );
 
-const touches = ({ old, created }: Plan) => old.length > 0 || created.length > 0;
+const touches = ({ viewsToDrop, viewsToCreate }: Plan) =>
+  viewsToDrop.length > 0 || viewsToCreate.length > 0;
 
 /** Creates new views beside the old ones, fills them, and exchanges them. */
 async function replaceViews(db: Session, plan: Plan, add: Add): Promise<void> {
-  const { old, created, declared, made, creations } = plan;
-  const replaced = created.filter((name) => old.includes(name));
+  const { viewsToDrop, viewsToCreate, declared, made, creations } = plan;
+  const replaced = viewsToCreate.filter((name) => viewsToDrop.includes(name));
   const place = replaced.length > 0 ? scratch : 'public';
-  const standing = declared.filter(({ name }) => !created.includes(name));
-  const surplus = surplusIndexes(standing, made);
+  const remaining = declared.filter(({ name }) => !viewsToCreate.includes(name));
+  const indexesToDrop = undeclaredIndexes(remaining, made);
   if (plan.changes.length > 0 && !plan.isUnderViews) {
     await changeTables(db, plan, add);
   }
@@ -227,41 +241,41 @@ async function replaceViews(db: Session, plan: Plan, add: Add): Promise<void> {
   if (plan.isUnderViews) {
     await writeDownOld(plan, replaced, add);
     const locks = locksOf([...plan.changes, ...plan.drops], plan);
-    await add(dropOnceUnread(surplus, old, replaced, locks), exchangeNote);
+    await add(dropOnceUnread(indexesToDrop, viewsToDrop, replaced, locks), exchangeNote);
     await changeTables(db, plan, add);
   }
-  await complete(db, standing, 'public', add);
-  if (created.length > 0) {
+  await addIndexesAndComments(db, remaining, 'public', add);
+  if (viewsToCreate.length > 0) {
     await add(takeAllRows, takeAllRowsNote);
   }
-  for (const name of created) {
-    await add(creationOf(name, creations, created, place));
+  for (const name of viewsToCreate) {
+    await add(creationOf(name, creations, viewsToCreate, place));
     await add(`REFRESH MATERIALIZED VIEW "${place}"."${name}";`);
-    await complete(db, relationsOf([name], declared), place, add);
+    await addIndexesAndComments(db, relationsOf([name], declared), place, add);
   }
-  if (created.length > 0) {
-    await add(revokeAll(created.map((name) => `"${place}"."${name}"`)), revokeNote);
+  if (viewsToCreate.length > 0) {
+    await add(revokeAll(viewsToCreate.map((name) => `"${place}"."${name}"`)), revokeNote);
   }
-  await grant(db, standing, 'public', add);
-  await grant(db, relationsOf(created, declared), place, add);
+  await addGrants(db, remaining, 'public', add);
+  await addGrants(db, relationsOf(viewsToCreate, declared), place, add);
   if (!plan.isUnderViews) {
     await writeDownOld(plan, replaced, add);
   }
   if (replaced.length > 0) {
     await add(putBack, 'Gives the new views what others have put on the old ones.');
   }
-  for (const name of created) {
+  for (const name of viewsToCreate) {
     await add(`ANALYZE "${place}"."${name}";`);
   }
   if (replaced.includes(firstView)) {
     await add(refuseLoss, 'Stops if the input seems to be half loaded.');
   }
   const locks = locksOf(plan.drops, plan);
-  if (!plan.isUnderViews && surplus.length + old.length + locks.length > 0) {
-    await add(dropOnceUnread(surplus, old, replaced, locks), exchangeNote);
+  if (!plan.isUnderViews && indexesToDrop.length + viewsToDrop.length + locks.length > 0) {
+    await add(dropOnceUnread(indexesToDrop, viewsToDrop, replaced, locks), exchangeNote);
   }
   if (replaced.length > 0) {
-    for (const name of created) {
+    for (const name of viewsToCreate) {
       await add(`ALTER MATERIALIZED VIEW "${scratch}"."${name}" SET SCHEMA "public";`);
     }
     await add(putBackLast);
@@ -270,7 +284,7 @@ async function replaceViews(db: Session, plan: Plan, add: Add): Promise<void> {
     }
     await add(`DROP SCHEMA "${scratch}";`);
   }
-  const added = created.filter((name) => !old.includes(name));
+  const added = viewsToCreate.filter((name) => !viewsToDrop.includes(name));
   if (added.length > 0) {
     await add(giveToOwner(added.map((name) => `"public"."${name}"`)), ownerNote);
   }
@@ -339,13 +353,13 @@ function touchedBy(statement: string, all: string[]): Touched[] {
 /** Locks the tables that statements change, and drops indexes, before the first change. */
 async function lockChanging(
   statements: string[],
-  surplus: string[],
+  indexesToDrop: string[],
   plan: Plan,
   add: Add,
 ): Promise<void> {
   const locks = locksOf(statements, plan);
-  if (surplus.length > 0) {
-    await add(dropOnceUnread(surplus, [], [], locks), exchangeNote);
+  if (indexesToDrop.length > 0) {
+    await add(dropOnceUnread(indexesToDrop, [], [], locks), exchangeNote);
   } else if (locks.length > 0) {
     await add(
       lockTablesOncePossible(locks),
@@ -471,14 +485,14 @@ export async function completeBaseline(
           statement === ofTable[0] ? noteOf(table) : undefined,
         );
       }
-      await complete(db, relationsOf([table], declared), 'public', add);
+      await addIndexesAndComments(db, relationsOf([table], declared), 'public', add);
     }
     const views = viewNames();
     await add(takeAllRows, takeAllRowsNote);
     for (const view of views) {
       await add(creationOf(view, creations, views, 'public'), noteOf(view));
       await add(`REFRESH MATERIALIZED VIEW "public"."${view}";`);
-      await complete(db, relationsOf([view], declared), 'public', add);
+      await addIndexesAndComments(db, relationsOf([view], declared), 'public', add);
       await add(`ANALYZE "public"."${view}";`);
     }
     await add(
@@ -492,7 +506,7 @@ export async function completeBaseline(
     );
     await add(`GRANT USAGE ON SCHEMA "public" TO "${readerRole}";`);
     await add(refuseUselessGrants);
-    await grant(db, relationsOf(names, declared), 'public', add);
+    await addGrants(db, relationsOf(names, declared), 'public', add);
     refuseDifferences(declared, await readRelations(db));
     await refuseUndeclaredReads(db);
     written.push(
@@ -536,12 +550,12 @@ function writerOf(db: Session): { add: Add; migration: string[] } {
 }
 
 /** Adds the statements for the declared indexes and comments of relations. */
-const complete = addingTo(completing);
+const addIndexesAndComments = addingTo(indexAndCommentStatements);
 
 /** Adds the statements for the declared grants on relations. */
-const grant = addingTo(granting);
+const addGrants = addingTo(grantStatements);
 
-function addingTo(what: typeof completing) {
+function addingTo(what: typeof indexAndCommentStatements) {
   return async (db: Session, relations: Relation[], inSchema: string, add: Add): Promise<void> => {
     for (const relation of relations) {
       const actual = named(relation.name, await readRelations(db, inSchema));
@@ -559,11 +573,11 @@ function addingTo(what: typeof completing) {
 function creationOf(
   name: string,
   creations: string[],
-  created: string[],
+  viewsToCreate: string[],
   inSchema: string,
 ): string {
   const creation = creations.find((statement) => viewOf(statement) === name) ?? '';
-  const names = created.map((other) => `(?="?${other}\\b)`).join('|');
+  const names = viewsToCreate.map((other) => `(?="?${other}\\b)`).join('|');
   return creation
     .replaceAll(new RegExp(`"public"\\.(?:${names})`, 'g'), `"${inSchema}".`)
     .replaceAll(new RegExp(`\\bpublic\\.(?:${names})`, 'g'), `${inSchema}.`)
@@ -596,7 +610,7 @@ function tableOfIndex(statement: string, made: Relation[]): string | undefined {
  * Returns whether a statement drops what an old view may still read, and so must come after its
  * drop.
  */
-const isLast = (statement: string) => /^DROP TABLE |^ALTER TABLE \S+ DROP COLUMN /.test(statement);
+const isDrop = (statement: string) => /^DROP TABLE |^ALTER TABLE \S+ DROP COLUMN /.test(statement);
 
 /**
  * Returns those of these views that exist, and all views that read them. Each comes before what it
@@ -638,7 +652,7 @@ async function sequences(db: Session): Promise<string[]> {
 
 /** Returns sentences on what a migration does. */
 function headingOf(plan: Plan): string {
-  const { changes, drops, changed, old, created, made, isUnderViews } = plan;
+  const { changes, drops, changed, viewsToDrop, viewsToCreate, made, isUnderViews } = plan;
   const list = (names: string[]) => [...new Set(names)].join(' and ');
   const tablesIn = (pattern: RegExp) =>
     [...changes, ...drops].flatMap((it) => pattern.exec(it)?.[1] ?? []);
@@ -647,12 +661,16 @@ function headingOf(plan: Plan): string {
   const tables = [...changes, ...drops]
     .flatMap((it) => tableOf(it) ?? tableOfIndex(it, made) ?? [])
     .filter((table) => !newTables.includes(table) && !goneTables.includes(table));
-  const added = [...newTables, ...created.filter((name) => !old.includes(name))];
-  const removed = [...goneTables, ...old.filter((name) => !created.includes(name))];
-  const replaced = created.filter((name) => old.includes(name) && changed.includes(name));
-  const readers = created.filter((name) => old.includes(name) && !changed.includes(name));
+  const added = [...newTables, ...viewsToCreate.filter((name) => !viewsToDrop.includes(name))];
+  const removed = [...goneTables, ...viewsToDrop.filter((name) => !viewsToCreate.includes(name))];
+  const replaced = viewsToCreate.filter(
+    (name) => viewsToDrop.includes(name) && changed.includes(name),
+  );
+  const readers = viewsToCreate.filter(
+    (name) => viewsToDrop.includes(name) && !changed.includes(name),
+  );
   const reindexed = plan.declared
-    .filter(({ name }) => !created.includes(name))
+    .filter(({ name }) => !viewsToCreate.includes(name))
     .filter((view) => !isDeepStrictEqual(indexesOf(view), indexesOf(named(view.name, made))))
     .map(({ name }) => name);
   const sentences = [
@@ -663,7 +681,7 @@ function headingOf(plan: Plan): string {
       `Replaces ${[list(replaced), ...readers.map((name) => `${name}, which reads it`)].join(', and ')}.`,
     reindexed.length > 0 && `Changes the indexes of ${list(reindexed)}.`,
     isUnderViews &&
-      `Drops ${list(old)} and creates ${old.length > 1 ? 'them' : 'it'} again, because ${old.length > 1 ? 'they read' : 'it reads'} a column that changes. Readers wait until the end.`,
+      `Drops ${list(viewsToDrop)} and creates ${viewsToDrop.length > 1 ? 'them' : 'it'} again, because ${viewsToDrop.length > 1 ? 'they read' : 'it reads'} a column that changes. Readers wait until the end.`,
   ].filter(Boolean);
   return sentences.join(' ') || 'Updates comments, indexes and grants to match their declarations.';
 }
@@ -672,13 +690,17 @@ function headingOf(plan: Plan): string {
  * Returns sentences on what the migration of the tables does, which precedes the one of the views.
  */
 const headingOfTables = (plan: Plan) =>
-  `${headingOf({ ...plan, drops: [], old: [], created: [] })} The views follow in the next migration, so nobody waits for these tables while the views are filled.`;
+  `${headingOf({ ...plan, drops: [], viewsToDrop: [], viewsToCreate: [] })} The views follow in the next migration, so nobody waits for these tables while the views are filled.`;
 
 /**
  * Returns the statements for those declared indexes and comments of a relation that drizzle-kit
  * cannot express.
  */
-function completing(declared: Relation, actual: Relation | undefined, inSchema: string): string[] {
+function indexAndCommentStatements(
+  declared: Relation,
+  actual: Relation | undefined,
+  inSchema: string,
+): string[] {
   const relation = `"${inSchema}"."${declared.name}"`;
   const objectOf = ({ on, name }: Comment) =>
     ({
@@ -709,7 +731,11 @@ function completing(declared: Relation, actual: Relation | undefined, inSchema: 
  * Returns the statements that make the grants on a relation match the declared ones. The REVOKEs
  * come first, because revoking a privilege on a relation also revokes it on all of its columns.
  */
-function granting(declared: Relation, actual: Relation | undefined, inSchema: string): string[] {
+function grantStatements(
+  declared: Relation,
+  actual: Relation | undefined,
+  inSchema: string,
+): string[] {
   const relation = `"${inSchema}"."${declared.name}"`;
   return [
     ...grouped(without(actual?.grants, declared.grants)).map(
@@ -742,7 +768,7 @@ const indexesOf = (relation?: Relation) =>
   relation?.kind === 'MATERIALIZED VIEW' ? relation.indexes : [];
 
 /** Returns the indexes of views that are no longer declared. */
-const surplusIndexes = (declared: Relation[], actual: Relation[]): string[] =>
+const undeclaredIndexes = (declared: Relation[], actual: Relation[]): string[] =>
   declared
     .flatMap((view) => without(indexesOf(named(view.name, actual)), indexesOf(view)))
     .map(({ name }) => name);

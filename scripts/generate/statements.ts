@@ -3,7 +3,8 @@ import { PgDialect } from 'drizzle-orm/pg-core';
 import { pinSearchPath } from '../../schema/columns.ts';
 import { migrations } from '../../schema/migrations.ts';
 import { readerRole, readerRoleComment } from '../../schema/properties.ts';
-import { lockHolders } from '../../views/catalog.ts';
+import { selectLockHolders } from '../../views/catalog.ts';
+import { purchaseKinds } from '../../views/purchase_kinds.ts';
 import { refreshDefaults } from '../../views/refresh.ts';
 import { endWhenGone, isKnownSetting } from '../../views/session.ts';
 
@@ -31,7 +32,7 @@ export const array = (texts: string[]) => `ARRAY[${literals(texts)}]::text[]`;
  */
 const holdersOf = (relations: string[], mode = 'true') =>
   render(
-    lockHolders(
+    selectLockHolders(
       sql.raw(
         `pg_locks.relation IN (${relations.map((it) => `${literal(it)}::regclass`).join(', ')}) AND ${mode}`,
       ),
@@ -306,8 +307,9 @@ $$;`;
 const counts = (schema: string) => `SELECT
 			count(*) AS users,
 			count(*) FILTER (WHERE lead_status = 'CLIENT') AS clients,
-			count(first_user_membership_id) AS "clients by membership",
-			count(first_credit_pack_id) AS "clients by credit pack"
+			${Object.values(purchaseKinds)
+        .map(({ name, first }) => `count(${first.name}) AS "clients by ${name}"`)
+        .join(',\n\t\t\t')}
 		FROM "${schema}"."fct_client_conversion_events"`;
 
 /** Counts the users and clients of the old first view, unless it is not populated. */

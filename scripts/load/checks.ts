@@ -1,6 +1,7 @@
 import { getTableName, type SQL, sql } from 'drizzle-orm';
 import { getTableConfig, type PgTable } from 'drizzle-orm/pg-core';
-import { type InputFile, inputTables } from './files.ts';
+import { inputTables } from '../../schema/input_tables.ts';
+import type { InputFile } from './files.ts';
 import { columnNames } from './header.ts';
 import { type Problems, shownProblems } from './problems.ts';
 import { differ, keyNames, type LoadTransaction, list, loadingOf } from './tables.ts';

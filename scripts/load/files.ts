@@ -2,16 +2,8 @@ import { readdir, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { getTableName } from 'drizzle-orm';
 import type { PgTable } from 'drizzle-orm/pg-core';
-import {
-  dimBranch,
-  dimUser,
-  fctCreditPackPurchases,
-  fctMembershipPurchases,
-} from '../../schema/index.ts';
+import { inputTables } from '../../schema/input_tables.ts';
 import type { Source } from './text.ts';
-
-/** The input tables. Each comes after the tables that it refers to. */
-export const inputTables = [dimBranch, dimUser, fctCreditPackPurchases, fctMembershipPurchases];
 
 /** A file that is named after an input table. */
 export interface InputFile extends Source {

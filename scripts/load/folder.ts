@@ -1,10 +1,11 @@
 import { getTableName, sql } from 'drizzle-orm';
 import { getTableConfig, type PgTable } from 'drizzle-orm/pg-core';
+import { inputTables } from '../../schema/input_tables.ts';
 import { percentOf, refreshDefaults } from '../../views/refresh.ts';
 import type { Session } from '../../views/session.ts';
 import type { Database } from '../database.ts';
 import { addProblemsOfRows } from './checks.ts';
-import { findFiles, type InputFile, inputTables, refuseChanged } from './files.ts';
+import { findFiles, type InputFile, refuseChanged } from './files.ts';
 import { bare, columnNames, type Header, type HeaderOptions, readHeader } from './header.ts';
 import { describe, type Problems, problemsOf, quote } from './problems.ts';
 import { type CsvOptions, type CsvRecord, type Field, readRecords } from './records.ts';

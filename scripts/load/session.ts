@@ -1,7 +1,8 @@
 import { getTableName, type SQL, sql } from 'drizzle-orm';
 import type { PgTable } from 'drizzle-orm/pg-core';
 import { inputLoads } from '../../schema/index.ts';
-import { lockHolders, missing, relationOf } from '../../views/catalog.ts';
+import { inputTables } from '../../schema/input_tables.ts';
+import { missing, readLockHolders, relationOf } from '../../views/catalog.ts';
 import { citusTables } from '../../views/citus.ts';
 import {
   causeOf,
@@ -14,7 +15,6 @@ import {
   type Session,
   setLocally,
 } from '../../views/session.ts';
-import { inputTables } from './files.ts';
 import type { LoadTransaction } from './tables.ts';
 
 /** The bounds of a load. Durations and sizes are in Postgres' own notation. */
@@ -204,9 +204,9 @@ export async function explainFailure(
 ): Promise<unknown> {
   const cause = causeOf(error);
   const holders = async () =>
-    step === undefined ? [] : await pinned(session, '10s', (tx) => holdersInTheWay(tx, step));
+    step === undefined ? [] : await pinned(session, '10s', (tx) => findLoadBlockers(tx, step));
   if (cause.code === LOCK_NOT_AVAILABLE) {
-    const holding = (await holders()).join(', ') || 'the session that held it has ended';
+    const holding = (await holders()).join(', ') || 'another session held it until now';
     return new Error(
       `Nothing was loaded: it got no lock within ${lockTimeout}, because ${holding}.`,
       {
@@ -242,7 +242,7 @@ export async function explainFailure(
 const FOREIGN_KEY_VIOLATION = '23503';
 
 /** Returns, in words, which sessions and prepared transactions hold locks that a load needs. */
-async function holdersInTheWay(tx: Session, step: Step): Promise<string[]> {
+async function findLoadBlockers(tx: Session, step: Step): Promise<string[]> {
   const conditions: Record<Step, SQL> = {
     'locks out other loads': sql`
       pg_locks.relation = ${relationOf(getTableName(inputLoads))}
@@ -255,10 +255,7 @@ async function holdersInTheWay(tx: Session, step: Step): Promise<string[]> {
       pg_locks.relation in (${inputRelations})
       and pg_locks.mode !~ '^AccessShare|^ShareUpdate'`,
   };
-  const holders = await tx
-    .select({ holder: sql<string>`holder` })
-    .from(sql`(${lockHolders(conditions[step])}) as holders`);
-  return holders.map(({ holder }) => holder);
+  return await readLockHolders(tx, conditions[step]);
 }
 
 const inputRelations = oidsOf(inputTables);

@@ -1,3 +1,4 @@
+import { purchaseKinds } from '../../views/purchase_kinds.ts';
 import type { ConversionEventFilter, ConversionEventType } from '../../views/values.ts';
 import {
   daysBeforeRefresh,
@@ -17,9 +18,9 @@ export const wordsOfFilter = (filter: ConversionEventFilter): string =>
     USER_CREDIT: 'Credit packs only',
   })[filter as string] ?? filter;
 
-/** Returns what the report calls a kind of purchase. */
+/** Returns what the report calls a kind of purchase. An unknown kind keeps its own name. */
 export const wordsOfType = (type: ConversionEventType): string =>
-  ({ MEMBERSHIP: 'Membership', USER_CREDIT: 'Credit pack' })[type as string] ?? type;
+  purchaseKinds[type]?.name.replace(/^./, (first) => first.toUpperCase()) ?? type;
 
 const locale = 'en-GB';
 const numbers = new Intl.NumberFormat(locale);

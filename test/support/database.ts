@@ -1,17 +1,12 @@
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { sql } from 'drizzle-orm';
+import { getTableName, sql } from 'drizzle-orm';
 import type { PgMaterializedView } from 'drizzle-orm/pg-core';
 import { migrate } from 'drizzle-orm/pglite/migrator';
 import postgres from 'postgres';
 import { afterAll, afterEach, beforeAll, beforeEach, inject } from 'vitest';
-import {
-  dimBranch,
-  dimUser,
-  fctCreditPackPurchases,
-  fctMembershipPurchases,
-} from '../../schema/index.ts';
+import { inputTables } from '../../schema/input_tables.ts';
 import { migrations } from '../../schema/migrations.ts';
 import { type Database, openDatabase, openPglite } from '../../scripts/database.ts';
 import { fctClientConversionEvents, fctLeadConversions } from '../../views/index.ts';
@@ -41,9 +36,7 @@ export function useDatabase(): Database {
   });
 
   beforeEach(async () => {
-    await database.db.execute(
-      sql`truncate ${dimBranch}, ${dimUser}, ${fctCreditPackPurchases}, ${fctMembershipPurchases}`,
-    );
+    await database.db.execute(sql.raw(truncateInputTables));
     // Otherwise the first refresh would refuse to remove everything that the previous test has
     // left.
     await database.db.refreshMaterializedView(fctClientConversionEvents);
@@ -54,6 +47,9 @@ export function useDatabase(): Database {
 
   return database;
 }
+
+/** The statement that empties all input tables. */
+export const truncateInputTables = `truncate ${inputTables.map((table) => getTableName(table))}`;
 
 /** Starting one takes seconds, so the files of a worker share one. */
 let embedded: Promise<Database> | undefined;

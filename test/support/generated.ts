@@ -1,6 +1,7 @@
 import { sql } from 'drizzle-orm';
 import fc from 'fast-check';
 import type { Database } from '../../scripts/database.ts';
+import { truncateInputTables } from './database.ts';
 import type { Input } from './model.ts';
 
 /** The values that inputs are made of. With few values, ties and matches are frequent. */
@@ -69,9 +70,7 @@ export async function store(
   { db }: Pick<Database, 'db'>,
   { branches, users, creditPacks, memberships }: Input,
 ): Promise<void> {
-  await db.execute(
-    sql`truncate dim_branch, dim_user, fct_credit_pack_purchases, fct_membership_purchases`,
-  );
+  await db.execute(sql.raw(truncateInputTables));
   const insert = async (table: string, rows: object[]) => {
     const columns = sql.join(
       Object.keys(rows[0] ?? {}).map((name) => sql.identifier(name)),

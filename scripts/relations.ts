@@ -8,10 +8,10 @@ import {
   type PgQueryResultHKT,
   PgTable,
 } from 'drizzle-orm/pg-core';
-import * as schema from '../../schema/index.ts';
-import { type Properties, propertiesOf } from '../../schema/properties.ts';
-import * as views from '../../views/index.ts';
-import { viewsInOrder } from '../../views/refresh.ts';
+import * as schema from '../schema/index.ts';
+import { type Properties, propertiesOf } from '../schema/properties.ts';
+import * as views from '../views/index.ts';
+import { viewsInOrder } from '../views/refresh.ts';
 
 /** A table or view, as it is in Postgres or as it is declared. */
 export interface Relation {
