@@ -171,6 +171,18 @@ describe('npm run generate', () => {
     expect(statements.join('\n')).not.toContain('LOCK TABLE');
   });
 
+  test('with a new kind of purchase, counts before it only what the old view has', async () => {
+    await addUserInitial(tree);
+    await tree.edit('views/purchase_kinds.ts', [
+      'first: fctClientConversionEvents.firstCreditPackId',
+      'first: fctClientConversionEvents.userInitial',
+    ]);
+    const [before, after] = (await generated()).statements.filter((it) => it.includes('count('));
+    expect(before).toContain('count(first_user_membership_id)');
+    expect(before).not.toContain('count(user_initial)');
+    expect(after).toContain('count(user_initial) AS "clients by credit pack"');
+  });
+
   test('replaces only the second view if only that one changes', async () => {
     await tree.edit('views/fct_lead_conversions.ts', [
       `('ALL'::varchar, true, true)`,

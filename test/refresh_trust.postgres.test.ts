@@ -386,7 +386,7 @@ describe('row-level security never filters a view', () => {
       code: 1,
       stdout: '',
       stderr:
-        'fct_client_conversion_events was not refreshed, because row-level security may keep rows of dim_user from owner, who owns the view. A refresh takes all rows or none. Exempt that role: "alter role owner bypassrls", or "alter table … no force row level security" where it owns the table.\n',
+        'fct_client_conversion_events was not refreshed, because row-level security may hide rows of dim_user from owner, the owner of the view. A refresh needs all rows. Exempt that role: "alter role owner bypassrls", or "alter table … no force row level security" if it owns the table.\n',
     });
     expect(await owner`select from fct_client_conversion_events`).toHaveLength(10);
     await superuser`alter role owner bypassrls`;
@@ -610,7 +610,7 @@ describe('the error says what is missing:', () => {
       code: 1,
       stdout: '',
       stderr:
-        'fct_client_conversion_events was not refreshed, because permission denied for table dim_user. Postgres computes a view with the privileges of its owner: grant them to other.\n',
+        'fct_client_conversion_events was not refreshed, because permission denied for table dim_user. Postgres computes a view with the privileges of its owner: grant select on what it reads to other.\n',
     });
   });
 });

@@ -33,12 +33,12 @@ export const fctLeadConversions = withProperties(
 with
 
 -- One row per filter that report users can choose: what a gym may count as a
--- conversion. Product owns this list. A new filter is a new line here, which
--- says which kinds of purchase it considers. (With a third kind of purchase, a
--- filter could consider two of three. Then it takes the earliest by instant of
--- the kinds that it considers, at the same instant in the order in which
--- fct_client_conversion_events judges. That view would have to give the instants
--- of all first purchases, since their local times do not tell which came first.)
+-- conversion. Product owns this list. A new filter is a new line, which says which
+-- kinds of purchase it considers. (With a third kind of purchase, a filter could
+-- consider two of the three. It would then take the earliest of these by instant,
+-- and at the same instant in the order of fct_client_conversion_events. That view
+-- would have to return the instants of all first purchases, because local times
+-- do not show which one came first.)
 conversion_filters (
     client_conversion_event_filter,
     considers_memberships,

@@ -4,8 +4,9 @@ import { fctClientConversionEvents } from './fct_client_conversion_events.ts';
 import type { ConversionEventType } from './values.ts';
 
 interface PurchaseKind {
-  /** What messages and the report call it. */
+  /** What messages and the report call it, in the singular and in the plural. */
   name: string;
+  plural: string;
   table: PgTable;
   /** The column of the table that identifies a purchase within its user. */
   key: PgColumn;
@@ -17,12 +18,14 @@ interface PurchaseKind {
 export const purchaseKinds: Record<ConversionEventType, PurchaseKind> = {
   MEMBERSHIP: {
     name: 'membership',
+    plural: 'memberships',
     table: fctMembershipPurchases,
     key: fctMembershipPurchases.userMembershipId,
     first: fctClientConversionEvents.firstUserMembershipId,
   },
   USER_CREDIT: {
     name: 'credit pack',
+    plural: 'credit packs',
     table: fctCreditPackPurchases,
     key: fctCreditPackPurchases.creditPackId,
     first: fctClientConversionEvents.firstCreditPackId,

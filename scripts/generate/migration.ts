@@ -306,7 +306,8 @@ async function writeDownOld({ made, declared }: Plan, replaced: string[], add: A
     }
   }
   if (replaced.includes(firstView)) {
-    await add(countBefore);
+    const columns = named(firstView, made)?.columns ?? [];
+    await add(countBefore((name) => columns.some((column) => column.startsWith(`${name} `))));
   }
 }
 

@@ -303,21 +303,26 @@ BEGIN
 END
 $$;`;
 
-/** Counts the users and clients of the first view in a schema, as a refresh does. */
-const counts = (schema: string) => `SELECT
-			count(*) AS users,
-			count(*) FILTER (WHERE lead_status = 'CLIENT') AS clients,
-			${Object.values(purchaseKinds)
-        .map(({ name, first }) => `count(${first.name}) AS "clients by ${name}"`)
-        .join(',\n\t\t\t')}
+/**
+ * Counts the users and clients of the first view in a schema, as a refresh does. An old view may
+ * not have the columns of a new kind of purchase.
+ */
+const counts = (schema: string, hasColumn: (name: string) => boolean = () => true) => `SELECT
+			${[
+        'count(*) AS users',
+        `count(*) FILTER (WHERE lead_status = 'CLIENT') AS clients`,
+        ...Object.values(purchaseKinds)
+          .filter(({ first }) => hasColumn(first.name))
+          .map(({ name, first }) => `count(${first.name}) AS "clients by ${name}"`),
+      ].join(',\n\t\t\t')}
 		FROM "${schema}"."fct_client_conversion_events"`;
 
 /** Counts the users and clients of the old first view, unless it is not populated. */
-export const countBefore = `DO $$
+export const countBefore = (hasColumn: (name: string) => boolean) => `DO $$
 BEGIN
 	IF (SELECT relispopulated FROM pg_class WHERE oid = 'public.fct_client_conversion_events'::regclass) THEN
 		CREATE TABLE "${notes}"."counts" AS
-		${counts('public')};
+		${counts('public', hasColumn)};
 	END IF;
 END
 $$;`;

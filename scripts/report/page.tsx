@@ -198,7 +198,7 @@ const notes: { figure: Query; title: string; text: string }[] = [
   {
     figure: 'products',
     title: 'Products',
-    text: `The product that converted a client. The ${shownNames} products with the most clients are named. A membership and a credit pack with the same name are two products.`,
+    text: `The product that converted a client. The ${shownNames} products with the most clients are named. Products of different kinds are counted separately, even if they have the same name.`,
   },
   {
     figure: 'branches',

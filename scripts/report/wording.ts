@@ -10,18 +10,6 @@ import {
   spans,
 } from './figures.ts';
 
-/** Returns what the report calls a filter. An unknown filter keeps its own name. */
-export const wordsOfFilter = (filter: ConversionEventFilter): string =>
-  ({
-    ALL: 'Memberships and credit packs',
-    MEMBERSHIP: 'Memberships only',
-    USER_CREDIT: 'Credit packs only',
-  })[filter as string] ?? filter;
-
-/** Returns what the report calls a kind of purchase. An unknown kind keeps its own name. */
-export const wordsOfType = (type: ConversionEventType): string =>
-  purchaseKinds[type]?.name.replace(/^./, (first) => first.toUpperCase()) ?? type;
-
 const locale = 'en-GB';
 const numbers = new Intl.NumberFormat(locale);
 const signed = new Intl.NumberFormat(locale, { signDisplay: 'exceptZero' });
@@ -44,6 +32,23 @@ const instants = new Intl.DateTimeFormat(locale, {
 });
 
 export const count = (number: number): string => numbers.format(number);
+
+const capitalized = (text: string) => text.replace(/^./, (first) => first.toUpperCase());
+
+/** Returns what the report calls a filter. An unknown filter keeps its own name. */
+export function wordsOfFilter(filter: ConversionEventFilter): string {
+  const kind = Object.entries(purchaseKinds).find(([type]) => type === filter)?.[1];
+  const all = Object.values(purchaseKinds).map(({ plural }) => plural);
+  return filter === 'ALL'
+    ? capitalized(new Intl.ListFormat(locale).format(all))
+    : kind
+      ? capitalized(`${kind.plural} only`)
+      : filter;
+}
+
+/** Returns what the report calls a kind of purchase. An unknown kind keeps its own name. */
+export const wordsOfType = (type: ConversionEventType): string =>
+  capitalized(purchaseKinds[type]?.name ?? type);
 
 /** Returns a number with its noun, such as `1 user` and `2 users`. */
 export const counted = (number: number, noun: string, plural = `${noun}s`): string =>
@@ -138,8 +143,9 @@ const expectedOfBranch = 20;
 
 /** Returns what the report calls the records of a feed. */
 const wordsOfFeed = (feed: Feed): { one: string; many: string } => {
-  const type = feed === 'JOINING' ? 'user' : `first ${wordsOfType(feed).toLowerCase()}`;
-  return { one: type, many: `${type.replace('first ', '')}s` };
+  return feed === 'JOINING'
+    ? { one: 'user', many: 'users' }
+    : { one: `first ${purchaseKinds[feed].name}`, many: purchaseKinds[feed].plural };
 };
 
 /** Returns sentences about what seems not to be loaded any more. */
