@@ -537,7 +537,7 @@ describe('NULL', () => {
       { userId: 'a', branchId: null, name: null, email: 'NULL', createdAt: null },
       { userId: 'b', branchId: null, name: 'null', email: null, createdAt: null },
     ]);
-    expect(await refusal(files)).toContain(`If it stands for NULL, load with --null '\\N'`);
+    expect(await refusal(files)).toContain(`If it means NULL, load with --null '\\N'`);
   });
 });
 

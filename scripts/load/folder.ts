@@ -406,7 +406,7 @@ function readerOf(table: PgTable, name: string, nulls: Set<string>): Reader {
 /** Returns advice if a field looks like what many exports write for NULL. */
 const adviceOnNull = (field: string, nulls: Set<string>) =>
   !nulls.has(field) && /^(null|\\n|n\/?a|none|nil|-)$/i.test(field)
-    ? `. If it stands for NULL, load with --null '${field}'`
+    ? `. If it means NULL, load with --null '${field}'`
     : '';
 
 /** Reads --rename and --ignore-columns. */
