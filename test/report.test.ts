@@ -463,7 +463,7 @@ test('notices that the data of one branch have stopped', async () => {
   await refreshViews(database.db, { maxLoss: '100%' });
   await refreshedAt('2026-10-01T03:15:00Z');
   expect(await warnings()).toEqual([
-    'There are no new users or conversions of 1 branch: shut (the latest dates from 20 September 2026). Check that all data are still being loaded.',
+    'There are no new users or conversions in 1 branch: shut (the latest dates from 20 September 2026). Check that all data are still being loaded.',
   ]);
 });
 
@@ -483,7 +483,7 @@ test('counts users with dates after the refresh, but leaves out their times', as
     ...{ clients: 2, withoutDays: 2, p90Days: null, beforeJoining: 0 },
   });
   expect(warningsOf(figures)).toContain(
-    '2 users joined or converted after the refresh or before 1970, by the dates in the data. They count, but their times are left out.',
+    '2 users joined or converted after the refresh or before 1970, according to the data. They count, but their times are left out.',
   );
 });
 

@@ -463,22 +463,22 @@ describe.skipIf(!executablePath)('the page of the report', () => {
         'A small gym',
         'Users of all branches who joined in Apr 2026 or later.',
         expect.stringMatching(
-          /^Data as of 1 June 2026 at 03:15 UTC, with users up to 1 June 2026 and conversions up to 20 May 2026\. This page was made on .* UTC and does not renew itself\.$/,
+          /^Data as of 1 June 2026 at 03:15 UTC, with users up to 1 June 2026 and conversions up to 20 May 2026\. This page was made on .* UTC and does not update itself\.$/,
         ),
         expect.stringMatching(/^Warning: These figures were [\d,]+ hours old/),
       ]);
       expect(await page.locator('section.ALL > .muted').allTextContents()).toEqual([
-        'The comparison is of users who joined in Apr 2026 to May 2026, as they were at the end of 31 May 2026, with users who joined in Feb 2026 to Mar 2026, as they were at the end of 31 March 2026. Both had about the same time to convert.',
+        'The changes compare users who joined in Apr 2026 to May 2026, at the end of 31 May 2026, with users who joined in Feb 2026 to Mar 2026, at the end of 31 March 2026. Both had about the same time to convert.',
       ]);
       expect(await textOf(page, 'ALL')).toEqual({
         tiles: [
-          'Users\n29\nAll begin as leads.\nApr 2026 to May 2026: 28 against 28 (0)',
-          'Leads\n20\nThey have not converted.\nApr 2026 to May 2026: 19 against 20 (−1)',
-          'Clients\n9\nThey have converted.\nApr 2026 to May 2026: 9 against 8 (+1)',
+          'Users\n29\nAll users begin as leads.\nApr 2026 to May 2026: 28 against 28 (0)',
+          'Leads\n20\nUsers who have not converted.\nApr 2026 to May 2026: 19 against 20 (−1)',
+          'Clients\n9\nUsers who have converted.\nApr 2026 to May 2026: 9 against 8 (+1)',
           'Conversion rate\n31.0%\nShare of users who are clients.\nAll of these months are too early to judge.\nApr 2026 to May 2026: 32.1% against 28.6% (+3.5 points)',
           'Half of clients within\n3 days\nMedian time from joining to conversion, of the clients so far.\n3 days for all, whenever they joined.\nApr 2026 to May 2026: 3 against 3 (0)',
           '9 in 10 clients within\n40 days\n90th percentile of the time from joining to conversion, of the clients so far.\n40 days for all, whenever they joined.\nApr 2026 to May 2026: 40 against 40 (0)',
-          'Bought before joining\n1\nClients with an older purchase, as from an import. The times leave them out.',
+          'Bought before joining\n1\nClients with an older purchase, for example from an import. The times leave them out.',
         ],
         tables: {
           'Users and clients by month of joining': [
@@ -525,7 +525,7 @@ describe.skipIf(!executablePath)('the page of the report', () => {
     await inPage({}, async (page) => {
       const { tiles, tables } = await textOf(page, 'ALL');
       expect(tiles[3]).toBe(
-        'Conversion rate\n32.4%\nShare of users who are clients.\n33.3% in months old enough to judge.',
+        'Conversion rate\n32.4%\nShare of users who are clients.\n33.3% in the months that are old enough to judge.',
       );
       expect(tables['Branches whose conversion rate differs most']).toEqual([
         'Mill | 30 | 13.3% | −19.1',
@@ -549,7 +549,7 @@ describe.skipIf(!executablePath)('the page of the report', () => {
         'Users of the branch Mill, m who joined in Feb 2026 or later.',
       );
       expect(await page.locator('section.ALL > .muted').textContent()).toMatch(
-        /^There is no comparison with the months before: /,
+        /^There is no comparison with earlier months: /,
       );
     });
   });

@@ -204,7 +204,7 @@ export async function hashClocks(tx: Transaction): Promise<string> {
         select zone collate "C" as zone
         from json_array_elements_text(${names}::json) as zones (zone)
       ),
-      -- In seconds since 1970: the quarters from 1900 on, then every four weeks until 2040.
+      -- In seconds since 1970: quarters from 1900 to 1969, then every four weeks to 2040.
       periods (since, until) as (
         select since, since + 7889400
         from generate_series(-2208988800::bigint, -1, 7889400) as since

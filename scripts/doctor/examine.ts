@@ -797,7 +797,7 @@ const checks: Record<string, Check> = {
           inner join pg_class on pg_class.oid = pg_dist_shard.logicalrelid
           where relnamespace = to_regnamespace('public')
         )
-        -- The shards of a table take each hash of 32 bits once.
+        -- The shards of a table cover each 32-bit hash exactly once.
         select name, 'hashes' as what, '[]'::json as of
         from shards
         where partmethod = 'h'

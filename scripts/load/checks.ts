@@ -68,7 +68,7 @@ async function brokenRules(transaction: LoadTransaction, table: PgTable): Promis
       and pg_attribute.attnum = pg_constraint.conkey[1]
     where pg_constraint.conrelid = to_regclass(${`public.${getTableName(table)}`})
       and pg_constraint.contype = 'c'
-      -- The rows have no derived columns yet. Rules about those hold when they are stored.
+      -- The rows have no derived columns yet. Their rules are checked when rows are stored.
       and not exists (
         select from pg_attribute as derived
         where derived.attrelid = pg_constraint.conrelid

@@ -604,10 +604,10 @@ conversions as (
         client_conversion_event_source as source,
         date_trunc('month', local_user_created_at)::date as month,
 
-        -- Days and months on the calendar of the branch, from the one of joining
-        -- to the one of the conversion. NULL for a lead, and where one of the two
-        -- is not known: a date after the refresh, or before 1970, is a mistake of
-        -- upstream. Below 0 for a purchase on an earlier day.
+        -- Days and months from joining to conversion, on the calendar of the
+        -- branch. NULL for a lead, and if one of the two dates is unknown: a date
+        -- after the refresh or before 1970 is a mistake in the data. Below 0 if
+        -- the purchase is older than the user.
         case
             when ${canBeTrue(joined, refreshedAt)}
                 and ${canBeTrue(converted, refreshedAt)}${known}
@@ -643,8 +643,8 @@ function whereOf({ branch, from = null, to }: Scope, also?: SQL): SQL {
 
 const headlinesOf = (scope: Scope): SQL => sql`${conversionsOf(scope)}
 
--- One row per filter. Half of the clients took at most median_days, nine in ten
--- at most p90_days. Clients from before they joined do not count there.
+-- One row per filter. Half of the clients took at most median_days, and nine in
+-- ten took at most p90_days. Both leave out clients who bought before they joined.
 select
     filter,
     count(*) as users,
@@ -673,7 +673,7 @@ order by filter, month`;
 
 const sourcesOf = (scope: Scope): SQL => sql`${conversionsOf(scope)},
 
--- One row per filter, source and type, with the clients of the source of all
+-- One row per filter, source and type. clients_of_source has the clients of all
 -- types.
 sources as (
 
@@ -689,8 +689,8 @@ sources as (
 
 ),
 
--- The same, with the place of each source. What comes after the last place that
--- is shown has one place together.
+-- The same, with the rank of each source. All sources that are not shown share
+-- the last rank.
 ranked as (
 
     select
@@ -709,7 +709,7 @@ ranked as (
 
 )
 
--- One row per filter, place and type.
+-- One row per filter, rank and type.
 select
     filter,
     rank,
@@ -722,8 +722,8 @@ order by filter, rank, type`;
 
 const productsOf = (scope: Scope): SQL => sql`${conversionsOf(scope)},
 
--- One row per filter, type and product, with its place. What comes after the
--- last place that is shown has one place together.
+-- One row per filter, type and product, with its rank. All products that are not
+-- shown share the last rank.
 ranked as (
 
     select
@@ -744,7 +744,7 @@ ranked as (
 
 )
 
--- One row per filter, place and type.
+-- One row per filter, rank and type.
 select
     filter,
     rank,
@@ -757,8 +757,8 @@ order by filter, rank, type`;
 
 const speedsOf = (scope: Scope): SQL => sql`${conversionsOf(scope)}
 
--- One row per filter, type and span of days since joining. The first span begins
--- with the first of these days, and each ends where the next one begins.
+-- One row per filter, type and span of days since joining. The array has the
+-- first day of each span.
 select
     filter,
     type,
@@ -771,9 +771,9 @@ order by 1, 2, 3`;
 
 const cohortsOf = (scope: Scope): SQL => sql`${conversionsOf(scope)}
 
--- One row per filter, month of joining and number of months until conversion. Who
--- bought before joining was a client from the start. What comes after the last
--- month that is shown counts together.
+-- One row per filter, month of joining and number of months until conversion. A
+-- user who bought before joining was a client from the start. All months that are
+-- not shown share the last number.
 select
     filter,
     month,
@@ -829,8 +829,8 @@ order by branches.filter, branches.users desc, branches.branch_id asc nulls last
 
 /** https://www.postgresql.org/docs/16/functions-info.html#FUNCTIONS-PG-CONTROL-SYSTEM */
 const latestRefresh = sql`
--- The view holds all that was committed when its latest refresh on this server
--- began.
+-- The view shows everything that was committed when its latest refresh on this
+-- server began.
 select
     started_at,
     extract(epoch from now() - started_at) / 3600 as hours_old
@@ -843,8 +843,8 @@ limit 1`;
 const feedsOf = (scope: Scope): SQL => sql`
 with
 
--- One row per user who has joined, and one per first purchase of each type: the
--- filter of a type has that. Without dates that cannot be true.
+-- One row per user, and one per first purchase of each type, which is in the rows
+-- of the filter of that type. Dates that cannot be true are left out.
 records as (
 
     select
@@ -867,7 +867,7 @@ records as (
 
 )
 
--- One row for joining, and one per type.
+-- One row for joining, and one per type of purchase.
 select
     feed,
     count(*) as records,
@@ -882,9 +882,9 @@ const periodOf = (scope: Scope): SQL => {
   return sql`
 with
 
--- One row per branch, and one for users who have none: its clock, and its latest
--- joining or conversion. What is later than the refresh, in any time zone, or
--- before 1970 is a mistake of upstream.
+-- One row per branch, and one for users without a branch: the time zone, and the
+-- latest joining or conversion. A date after the refresh, in every time zone, or
+-- before 1970 is a mistake in the data.
 branches as (
 
     select
@@ -906,7 +906,7 @@ branches as (
 
 ),
 
--- One row: the latest instant that the data know of.
+-- One row: the latest instant in the data.
 known as (
 
     select
@@ -920,8 +920,8 @@ known as (
 
 )
 
--- One row. A day is over where the one after it has begun, on the clocks of all
--- branches that are reported on.
+-- One row. A day is over once the next day has begun, on the clocks of all
+-- branches in the report.
 select
     (select max(latest)::date from branches) as until,
     min((known.latest at time zone branches.timezone_id)::date) - 1 as complete_until,

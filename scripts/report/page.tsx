@@ -141,7 +141,7 @@ const Freshness = ({ figures }: { figures: Figures }) => {
             {upTo.length > 0 && `, with ${upTo.join(' and ')}`}.{' '}
           </>
         )}
-        This page was made on {wordsOfInstant(new Date().toISOString())} UTC and does not renew
+        This page was made on {wordsOfInstant(new Date().toISOString())} UTC and does not update
         itself.
       </p>
       {warningsOf(figures).map((warning) => (
@@ -163,27 +163,27 @@ const notes: { figure: Query; title: string; text: string }[] = [
   {
     figure: 'everybody',
     title: 'When a month is old enough to judge',
-    text: 'As above, but of all users, whenever they joined. Their 90th percentile tells which months are old enough.',
+    text: 'As above, but of all users, whenever they joined. Their 90th percentile decides which months are old enough.',
   },
   {
     figure: 'comparison',
     title: 'Changes: these months',
-    text: 'Only whole months are compared, with as many months before them, if the data begin before those. Only the purchases up to the end of the last day that is over count.',
+    text: 'Only complete months are compared, with the same number of earlier months, if the data go back that far. Only purchases up to the end of the last complete day count.',
   },
   {
     figure: 'comparisonBefore',
     title: 'Changes: the months before',
-    text: 'Of the earlier users, only the purchases up to the end of the day count that is as many months earlier. So they had about as much time as the later ones. Months differ by up to three days.',
+    text: 'For the earlier users, only purchases up to the same number of months earlier count, so both had about the same time to convert. Months differ by up to three days.',
   },
   {
     figure: 'months',
     title: 'Months of joining',
-    text: 'The clients of a month are those of its new users who have converted since, at any time. A month is old enough to judge when its last user has had the time within which nine in ten of all clients convert.',
+    text: 'The clients of a month are those of its new users who have converted since, at any time. A month is old enough to judge once its last user has had the time that nine in ten clients need.',
   },
   {
     figure: 'cohorts',
     title: 'Months after joining',
-    text: 'Column 0 is the calendar month of joining, column 1 is the next month, and so on. Each value is the share of the month’s new users who had converted by the end of that column’s month. Who bought before joining counts from column 0 on.',
+    text: 'Column 0 is the calendar month of joining, column 1 is the next month, and so on. Each value is the share of the month’s new users who had converted by the end of that column’s month. A user who bought before joining counts from column 0 on.',
   },
   {
     figure: 'speeds',
@@ -203,17 +203,17 @@ const notes: { figure: Query; title: string; text: string }[] = [
   {
     figure: 'branches',
     title: 'Branches',
-    text: 'A user belongs to one branch, wherever the purchase was made.',
+    text: 'A user belongs to one branch, even if another branch sold the purchase.',
   },
   {
     figure: 'feeds',
     title: 'How far the data go',
-    text: 'The first and the latest days of joining, and of first purchases of each kind. If one of them has ended long before the refresh, as far as chance allows, no month since is old enough to judge.',
+    text: 'The first and the latest day of joining, and of first purchases of each kind. If one of them seems to have stopped long before the refresh, no month since then is old enough to judge.',
   },
   {
     figure: 'period',
     title: 'Which days are over',
-    text: 'The day of the latest joining or conversion in all branches, and the last day that was over in all of them. A date after the refresh or before 1970 is a mistake in the data, and is not considered.',
+    text: 'The day of the latest joining or conversion, and the last day that was over in all branches. A date after the refresh or before 1970 is a mistake in the data, and is ignored.',
   },
   {
     figure: 'refresh',
@@ -227,7 +227,7 @@ const Notes = ({ figures }: { figures: Figures }) => (
     <h2>How these figures are computed</h2>
     <p>
       All days and months follow the clock of the user’s own branch, or UTC if the branch has no
-      time zone. Everything is read at one moment from the view fct_lead_conversions.
+      time zone. All figures are read in one snapshot of the view fct_lead_conversions.
     </p>
     <div class="figures">
       {notes

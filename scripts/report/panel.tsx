@@ -199,17 +199,17 @@ function Tiles(panel: Panel) {
     {
       term: 'Users',
       value: count(users),
-      notes: ['All begin as leads.', against(({ users }) => users)],
+      notes: ['All users begin as leads.', against(({ users }) => users)],
     },
     {
       term: 'Leads',
       value: count(leads),
-      notes: ['They have not converted.', against(({ leads }) => leads)],
+      notes: ['Users who have not converted.', against(({ leads }) => leads)],
     },
     {
       term: 'Clients',
       value: count(clients),
-      notes: ['They have converted.', against(({ clients }) => clients)],
+      notes: ['Users who have converted.', against(({ clients }) => clients)],
     },
     {
       term: 'Conversion rate',
@@ -219,7 +219,7 @@ function Tiles(panel: Panel) {
         users > judged.users &&
           months.some(({ isYoung, users }) => isYoung && users > 0) &&
           (judged.users > 0
-            ? `${percent(judged.clients, judged.users)} in months old enough to judge.`
+            ? `${percent(judged.clients, judged.users)} in the months that are old enough to judge.`
             : 'All of these months are too early to judge.'),
         compared &&
           `${whenCompared}${percent(...rateOf(compared.now))} against ${percent(...rateOf(compared.before))} (${points(rateOf(compared.now), rateOf(compared.before))} points)`,
@@ -246,7 +246,9 @@ function Tiles(panel: Panel) {
     {
       term: 'Bought before joining',
       value: count(beforeJoining),
-      notes: ['Clients with an older purchase, as from an import. The times leave them out.'],
+      notes: [
+        'Clients with an older purchase, for example from an import. The times leave them out.',
+      ],
     },
     ...(withoutDays === 0
       ? []
@@ -254,9 +256,7 @@ function Tiles(panel: Panel) {
           {
             term: 'Time not known',
             value: count(withoutDays),
-            notes: [
-              'Clients without a date of joining or of conversion, or with one that cannot be true.',
-            ],
+            notes: ['Clients whose date of joining or conversion is missing or cannot be true.'],
           },
         ]),
   ];
@@ -286,7 +286,7 @@ function Compared({ comparison, since }: Panel) {
   if (!comparison) {
     return (
       <p class="muted">
-        There is no comparison with the months before: either the data do not begin early enough, or
+        There is no comparison with earlier months: either the data do not go back far enough, or
         none of these months is over.
       </p>
     );
@@ -294,9 +294,9 @@ function Compared({ comparison, since }: Panel) {
   const { months, monthsBefore, asOf, asOfBefore } = comparison;
   return (
     <p class="muted">
-      The comparison is of users who joined in {wordsOfMonths(months)}, as they were at the end of{' '}
-      {wordsOfDay(asOf)}, with users who joined in {wordsOfMonths(monthsBefore)}, as they were at
-      the end of {wordsOfDay(asOfBefore)}. Both had about the same time to convert.
+      The changes compare users who joined in {wordsOfMonths(months)}, at the end of{' '}
+      {wordsOfDay(asOf)}, with users who joined in {wordsOfMonths(monthsBefore)}, at the end of{' '}
+      {wordsOfDay(asOfBefore)}. Both had about the same time to convert.
     </p>
   );
 }
@@ -388,9 +388,9 @@ async function monthsCard({ filter, months, daysToJudge }: Panel) {
         <>
           {shown.some(({ isYoung }) => isYoung) && (
             <p class="muted">
-              Months with a hollow point and stripes are too early to judge: as far as the data go,
-              not all of their users have had the {counted(daysToJudge ?? 0, 'day')} within which
-              nine in ten of all clients convert, whenever they joined.
+              Months with a hollow point and stripes are too early to judge: in these data, not all
+              of their users have had {counted(daysToJudge ?? 0, 'day')}, the time within which nine
+              in ten of all clients convert.
             </p>
           )}
           <Chart
@@ -444,12 +444,13 @@ async function cohortsCard({ filter, headline, months, cohorts, lastMonth }: Pan
   return (
     <Card id={`${filter}-cohorts`} title="How does conversion grow in the months after joining?">
       {marks.length === 0 ? (
-        <p class="muted">No month of joining is over in these data.</p>
+        <p class="muted">No month of joining is complete in these data.</p>
       ) : (
         <>
           <p class="muted">
             The share of each month’s new users who had converted by the end of a later month. A
-            month is shown once it is over. Who bought before joining counts from the start.
+            month is shown once it is complete. Users who bought before joining count from the
+            start.
           </p>
           {headline.withoutDays > 0 && (
             <p class="muted">
@@ -668,11 +669,11 @@ function branchCards({ filter, headline, branches, isOfOneBranch }: Panel): Comp
   );
   return [
     isOfOneBranch ? null : (
-      <Card id={`${filter}-compared`} title="Which branches differ most from the whole?">
+      <Card id={`${filter}-compared`} title="Which branches differ most from the average?">
         <p class="muted">
           {large.length < 2
-            ? `A comparison takes at least two branches with ${leastUsers} users each.`
-            : `The rate of the whole is ${percent(headline.clients, headline.users)}. Branches with fewer than ${leastUsers} users are left out. Small branches differ by chance.`}
+            ? `A comparison needs at least two branches with ${leastUsers} users each.`
+            : `The rate of all branches together is ${percent(headline.clients, headline.users)}. Branches with fewer than ${leastUsers} users are left out, because they differ by chance.`}
         </p>
         {large.length >= 2 && (
           <Table

@@ -179,7 +179,7 @@ function silenceOf(figures: Figures): string[] {
       .map(({ name, latest }) => `${name} (the latest dates from ${wordsOfDay(latest)})`);
     const more = silent.length > 5 ? ` and ${count(silent.length - 5)} more` : '';
     sentences.push(
-      `There are no new users or conversions of ${counted(silent.length, 'branch', 'branches')}: ${named.join(', ')}${more}. Check that all data are still being loaded.`,
+      `There are no new users or conversions in ${counted(silent.length, 'branch', 'branches')}: ${named.join(', ')}${more}. Check that all data are still being loaded.`,
     );
   }
   return sentences;
@@ -205,7 +205,7 @@ export function warningsOf(figures: Figures): string[] {
   warnings.push(...silenceOf(figures));
   if (mistaken > 0) {
     warnings.push(
-      `${counted(mistaken, 'user')} joined or converted after the refresh or before 1970, by the dates in the data. They count, but their times are left out.`,
+      `${counted(mistaken, 'user')} joined or converted after the refresh or before 1970, according to the data. They count, but their times are left out.`,
     );
   }
   if (headlines.every(({ users }) => users === 0)) {
