@@ -56,49 +56,52 @@ export function command<Own extends Settings>(usage: Usage<Own>): Command {
     made.addOption(option);
   }
   made.hook('preAction', () => {
-    refuseSwallowed(name, Object.values(settings));
-    refuseOptionsAsValues(made);
+    const wrong = swallowed(name, Object.values(settings)) ?? optionAsValue(made);
+    if (wrong) {
+      made.error(wrong);
+    }
   });
   const after = [notes, example && `Example:\n  ${call} ${example}`].filter(Boolean).join('\n\n');
   return made.addHelpText('after', after && `\n${after}`);
 }
 
 /**
- * Throws an Error if npm has taken an option as a setting of its own, and would run the command
- * without it. npm does so with all options before `--`. Two of the options (--json and --force) are
- * not checked: npm has the same ones, which may also come from its configuration.
+ * Returns what is wrong if npm has taken an option as a setting of its own, and would run the
+ * command without it. npm does so with all options before `--`. Two of the options (--json and
+ * --force) are not checked: npm has the same ones, which may also come from its configuration.
  */
-function refuseSwallowed(name: string, options: Setting<unknown>[]): void {
-  const swallowed = options.find(
+function swallowed(name: string, options: Setting<unknown>[]): string | undefined {
+  const option = options.find(
     ({ long }) =>
       !['--json', '--force'].includes(long ?? '') &&
       process.env[`npm_config_${long?.slice(2).replaceAll('-', '_')}`] !== undefined,
   );
-  if (swallowed) {
-    throw new Error(
-      `npm took ${swallowed.long} as one of its own settings. Put -- before all options: npm run ${name} -- ${swallowed.long} …`,
-    );
-  }
+  return (
+    option &&
+    `npm took ${option.long} as one of its own settings. Put -- before all options: npm run ${name} -- ${option.long} …`
+  );
 }
 
-/**
- * Throws an Error if the value of an option is another option. Then its own value was forgotten.
- */
-function refuseOptionsAsValues(made: Command): void {
+/** Returns what is wrong if the value of an option is another option: its value was forgotten. */
+function optionAsValue(made: Command): string | undefined {
   for (const option of made.options) {
     const values = [made.getOptionValue(option.attributeName())].flat();
     const taken = made.options.find(({ long, short }) =>
       values.some((it) => it && [long, short].includes(it)),
     );
     if (taken) {
-      throw new Error(`${option.long} needs a value, but is followed by ${taken.long}.`);
+      return `${option.long} needs a value, but is followed by ${taken.long}.`;
     }
   }
+  return;
 }
 
-/** Returns commander's message on a wrong call as a sentence in one line. */
+/** Returns a message on a wrong call in sentences. Those of commander begin with `error: `. */
 function sentence(text: string): string {
-  const [, start = '', rest = ''] = /^error: (.)(.*)/s.exec(text.trim()) ?? [];
+  const [isOfCommander, start = '', rest = ''] = /^error: (.)(.*)/s.exec(text.trim()) ?? [];
+  if (isOfCommander === undefined) {
+    return text.trim();
+  }
   const [said = '', advice] = rest.split('\n');
   const did = advice ? ` ${advice.replace(/^\((.*)\)$/, '$1')}` : '';
   return `${start.toUpperCase()}${said.replace(/\.$/, '')}.${did}`;

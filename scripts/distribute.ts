@@ -11,7 +11,7 @@ export const distribute = databaseCommand({
   settings: { lockTimeout: bounds.lockTimeout, statementTimeout: bounds.statementTimeout },
   exitCodes: {
     0: 'distributed, or there was nothing to distribute',
-    75: 'skipped: a refresh or a migration of the views is running, or held off',
+    75: 'skipped: a refresh or migration is running, or refreshes are held off',
   },
   example: '--lock-timeout 1min',
   nothing: () => ({ tables: [] as Distributed[] }),

@@ -8,7 +8,7 @@ import { bounds, repeatable, setting } from './settings.ts';
 export const load = databaseCommand({
   name: 'load',
   description:
-    'Loads the CSV files of a folder, each named after its input table (dim_user.csv), into the database that DATABASE_URL names: all of them or none. If the key of a row is already in the table, its row gets the new values.',
+    'Loads the CSV files of a folder, each named after its input table (dim_user.csv), into the database that DATABASE_URL names: all of them or none. A row with a known key is updated.',
   summary: 'loads CSV files into the input tables',
   argument: ['<folder>', 'the folder with the files'],
   settings: {
@@ -26,7 +26,7 @@ export const load = databaseCommand({
     ),
     null: repeatable(
       '--null <text>',
-      'a text that means NULL if it is not quoted, like an empty field; may be given several times',
+      'an unquoted text that means NULL, as an empty field does; may be given several times',
     ),
     escape: setting(
       '--escape <character>',

@@ -74,7 +74,7 @@ export async function migrateDatabase(
     // If a migration has failed, its own error names it.
     if (reasonOf(error).code === INSUFFICIENT_PRIVILEGE) {
       throw new Error(
-        `This role may not migrate: ${explain(error)}. Migrate as the owner of the tables and views, or as a member of that role.`,
+        `This role may not migrate: ${explain(error)}. Migrate as the owner of the tables and views. For the first migration, grant the role create on the database and on the schema public.`,
       );
     }
     throw error;
@@ -205,7 +205,7 @@ async function migrateNext(
         .select({ holder: sql<string>`holder` })
         .from(sql.raw(`(${holdersOfRecords}) as holders`));
       throw new Error(
-        `Nothing was migrated, because the lock of deploys was not free within ${lockTimeout}: ${holders.map(({ holder }) => holder).join(', ') || 'another deploy held it until now'}. Migrate again once it is free.`,
+        `Nothing was migrated, because the lock of deploys was held for ${lockTimeout}: ${holders.map(({ holder }) => holder).join(', ') || 'another deploy held it until now'}. Migrate again once it is free.`,
       );
     });
     const pending = firstPending(files, await readRecords(tx));
@@ -265,7 +265,7 @@ function firstPending(files: Migration[], recorded: Recorded[]): Migration | und
   if (pending && last && pending.createdAt < last.createdAt) {
     const name = files.find(({ createdAt }) => createdAt === last.createdAt)?.tag;
     throw new Error(
-      `${pending.tag} was never applied to this database, but is older than ${name ?? 'its last migration, which this version does not have'}. ${name ? 'Generate it again, so it comes last.' : 'Deploy the version that last migrated the database, or a later one.'}`,
+      `${pending.tag} was never applied to this database, but is older than ${name ?? 'its last migration, which this version does not have'}. ${name ? 'Generate it again: the new one comes last.' : 'Deploy the version that last migrated the database, or a later one.'}`,
     );
   }
   return pending;

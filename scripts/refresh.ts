@@ -13,7 +13,7 @@ export const refresh = databaseCommand({
   notes: `Durations and sizes are in Postgres' notation: 2s, 5min, 256MB.`,
   exitCodes: {
     0: 'refreshed',
-    75: 'skipped: a refresh or a migration of the views is running, or held off',
+    75: 'skipped: a refresh or migration is running, or refreshes are held off',
   },
   example: '--lock-timeout 30s --json',
   nothing: () => ({ views: [] as ViewRefresh[] }),

@@ -28,7 +28,7 @@ export const report = databaseCommand({
     branch: setting<string | undefined>('--branch <id>', 'report only on this branch'),
     since: setting<string | undefined>(
       '--since <month>',
-      'leave out users who joined before this month, such as 2026-01, and compare with the same number of earlier months',
+      'only users who joined in this month or later, such as 2026-01, compared with the same number of earlier months',
     ),
     title: setting('--title <text>', 'the title of the page', { preset: 'Lead conversions' }),
     statementTimeout: bounds.statementTimeout,

@@ -37,11 +37,10 @@ export const bounds = {
     'how long to wait for a lock that another session holds',
     { preset: refreshDefaults.lockTimeout, variable: 'LEAD_CONVERSIONS_LOCK_TIMEOUT' },
   ),
-  statementTimeout: setting(
-    '--statement-timeout <duration>',
-    'how long one statement may take, such as the refresh of a view',
-    { preset: refreshDefaults.statementTimeout, variable: 'LEAD_CONVERSIONS_STATEMENT_TIMEOUT' },
-  ),
+  statementTimeout: setting('--statement-timeout <duration>', 'how long one statement may take', {
+    preset: refreshDefaults.statementTimeout,
+    variable: 'LEAD_CONVERSIONS_STATEMENT_TIMEOUT',
+  }),
   workMem: setting(
     '--work-mem <size>',
     'memory for each sort and hash table; larger ones go to disk',

@@ -9,6 +9,7 @@ import {
   varchar,
 } from 'drizzle-orm/pg-core';
 import { expect, test } from 'vitest';
+import { inputTables } from '../schema/input_tables.ts';
 import { withProperties } from '../schema/properties.ts';
 import { declarations, declaredRelations, readRelations } from '../scripts/relations.ts';
 import { viewsInOrder } from '../views/refresh.ts';
@@ -123,20 +124,21 @@ test('the comment on a table or view begins with its grain, "One row per …"', 
   }
 });
 
-test.each(['fct_client_conversion_events', 'fct_lead_conversions'])(
-  'views/README.md lists the columns of %s with their comments',
-  async (view) => {
-    const readme = await readFile('views/README.md', 'utf8');
-    const [, section = ''] = readme.split(`\n\`${view}\`, one row per `);
-    const [table = ''] = /\n\|.*?\n\n/s.exec(section) ?? [];
-    const columns = declaredRelations()
-      .find(({ name }) => name === view)
-      ?.comments.filter(({ on }) => on === 'COLUMN');
-    expect(
-      [...table.matchAll(/^\| `(\w+)` +\| (.*?) +\|$/gm)].map(([, ...cells]) => cells),
-    ).toEqual(columns?.map(({ name, text }) => [name, text]));
-  },
-);
+test.each<[page: string, relation: string]>([
+  ['views/README.md', 'fct_client_conversion_events'],
+  ['views/README.md', 'fct_lead_conversions'],
+  ...inputTables.map((table): [string, string] => ['schema/README.md', getTableName(table)]),
+])('%s lists the columns of %s with their comments', async (page, relation) => {
+  const [, section = ''] = (await readFile(page, 'utf8')).split(
+    new RegExp(`^\`${relation}\`(?:, one row per .*)?:$`, 'm'),
+  );
+  const [table = ''] = /\n\|.*?\n\n/s.exec(section) ?? [];
+  const columns = declaredRelations()
+    .find(({ name }) => name === relation)
+    ?.comments.filter(({ on }) => on === 'COLUMN');
+  const rows = [...table.matchAll(/^\| `(\w+)` +\|(?: \w+ +\|)? (.*?) +\|$/gm)];
+  expect(rows.map(([, ...cells]) => cells)).toEqual(columns?.map(({ name, text }) => [name, text]));
+});
 
 test('a column without a comment does not compile, and neither does a view whose key may be NULL', () => {
   const comment = 'One row per note.';

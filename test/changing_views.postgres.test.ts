@@ -396,7 +396,7 @@ describe('a migration that cannot be completed leaves everything as it was', () 
       const { code, stdout, stderr } = await tree.run(urlAs('owner'), 'drizzle-kit migrate');
       expect(code).toBe(1);
       expect(stdout + stderr).toContain(
-        'Nothing was migrated, because others were using fct_lead_conversions and fct_client_conversion_events all the time. Migrate again later.',
+        'Nothing was migrated, because other sessions kept using fct_lead_conversions and fct_client_conversion_events for two minutes. Migrate again later.',
       );
       expect(stdout + stderr).toContain(
         `In use by: pid ${reader?.pid} (owner, postgres.js) holds AccessShareLock on fct_lead_conversions`,
@@ -529,7 +529,7 @@ describe('what others have put on a view', () => {
     expect([code, stderr]).toEqual([
       1,
       expect.stringMatching(
-        /Dropped with its column: the statistics target of column branch_id of fct_client_conversion_events\.\n(?:.*\n)*\S+: Nothing was migrated, because the new view cannot have the index by_branch of fct_client_conversion_events: column "branch_id" does not exist\. Drop that, migrate, and make it again if it fits the new view\.\n/,
+        /Dropped with its column: the statistics target of column branch_id of fct_client_conversion_events\.\n(?:.*\n)*\S+: Nothing was migrated, because the new view cannot have the index by_branch of fct_client_conversion_events: column "branch_id" does not exist\. Drop it, migrate, and create one that fits the new view\.\n/,
       ),
     ]);
     expect(await state()).toEqual(before);
@@ -833,7 +833,7 @@ describe('a migration beside a refresh', () => {
       const { code, stdout, stderr } = await tree.run(urlAs('owner'), 'drizzle-kit migrate');
       expect(code).toBe(1);
       expect(stdout + stderr).toContain(
-        `Nothing was migrated, because the lock of refreshes was not free within 5 minutes: pid ${holder?.pid} (owner, postgres.js) holds ShareUpdateExclusiveLock on view_refreshes. Migrate again once it is free.`,
+        `Nothing was migrated, because the lock of refreshes was held for 5 minutes: pid ${holder?.pid} (owner, postgres.js) holds ShareUpdateExclusiveLock on view_refreshes. Migrate again once it is free.`,
       );
     });
     expect(await state()).toEqual(before);

@@ -104,7 +104,7 @@ describe('drizzle-kit migrate', () => {
     await expect(migrate(drizzle(session), { migrationsFolder })).rejects.toMatchObject({
       cause: {
         message:
-          "The migrations of lead-conversions are recorded in drizzle.lead_conversions_migrations, apart from those of other apps. Migrate with migrationsTable: 'lead_conversions_migrations'.",
+          "The migrations of lead-conversions must be recorded in drizzle.lead_conversions_migrations, apart from those of other apps. Migrate with migrationsTable: 'lead_conversions_migrations'.",
       },
     });
     expect(await session`select from drizzle.__drizzle_migrations`).toHaveLength(0);
@@ -114,7 +114,9 @@ describe('drizzle-kit migrate', () => {
     expect(await run(unmigrated.url, 'drizzle-kit migrate')).toMatchObject({ code: 0 });
     const { migrationsFolder } = migrations;
     await expect(migrate(drizzle(session), { migrationsFolder })).rejects.toMatchObject({
-      cause: { message: expect.stringMatching(/^This database is migrated already, as /) },
+      cause: {
+        message: expect.stringMatching(/^This database has already been migrated, according to /),
+      },
     });
   });
 
@@ -160,7 +162,7 @@ describe('the nightly job', () => {
     const says = (relation: string) => ({
       code: 1,
       stdout: '',
-      stderr: `The database has no ${relation}: it has not been migrated. Migrate it first.\n`,
+      stderr: `The database has not been migrated: it has no ${relation}. Migrate it first.\n`,
     });
     expect(await run(unmigrated.url, 'npm run refresh')).toEqual(
       says('fct_client_conversion_events'),
@@ -246,7 +248,7 @@ describe('npm run load', () => {
       expect(await run(unmigrated.url, 'npm run load', ['test/sample'])).toMatchObject({
         code: 0,
         stderr:
-          'Warning: dim_branch was loaded, but not vacuumed: another session has locked it, or this role may not vacuum it.\n',
+          'Warning: dim_branch was loaded, but not vacuumed: another session has locked it, or this role may not vacuum it. Run VACUUM as its owner.\n',
       });
     });
     expect(await session`select from dim_branch`).toHaveLength(3);
@@ -271,7 +273,7 @@ describe('npm run load', () => {
       code: 1,
       stdout: '',
       stderr: expect.stringMatching(
-        /^The connection to the database was lost \([^\n]*\)\. Run this again once its server is back\.\n$/,
+        /^The connection to the database was lost \([^\n]*\)\. Run this again once the server is back\.\n$/,
       ),
     });
     expect(await session`select from dim_user`).toHaveLength(0);
@@ -430,7 +432,7 @@ describe('DATABASE_URL', () => {
     try {
       const both = await Promise.all([run(url, 'npm run migrate'), run(url, 'npm run migrate')]);
       const inUse = expect.stringMatching(
-        /^The embedded database in \S+ is in use by another process\. Wait until that has ended\.\nTrying again in 1 s \(1 of 5\)\.\n/,
+        /^The embedded database in \S+ is in use by another process\. Wait until that process has ended\.\nTrying again in 1 s \(1 of 5\)\.\n/,
       );
       expect(both.toSorted((one, other) => one.stderr.length - other.stderr.length)).toEqual([
         { code: 0, stdout: expect.stringContaining(': migrated, '), stderr: '' },

@@ -340,7 +340,7 @@ describe('a connection fails in time, with an explanation, if the server', () =>
   });
 
   test.each<[what: string, answer: (count: number) => string | null | undefined, said: string]>([
-    ['never answers', () => undefined, 'has not answered within 2 s (connect_timeout)'],
+    ['never answers', () => undefined, 'did not answer within 2 s (connect_timeout)'],
     ['stops answering', (count) => (count === 1 ? 'N' : undefined), 'CONNECT_TIMEOUT'],
     ['closes the connection', () => null, 'closed the connection before it answered'],
     [
@@ -461,21 +461,24 @@ describe('a URL', () => {
   test.each([
     [{ PGHOST: 'one,two' }, 'PGHOST names several servers'],
     [{ PGPORT: '1,2' }, 'PGPORT names several servers'],
-    [{ PGSSLMODE: 'on' }, 'PGSSLMODE is "on", which is none of disable, allow,'],
+    [{ PGSSLMODE: 'on' }, 'PGSSLMODE is "on", which is not one of disable, allow,'],
     [{ PGSERVICE: 'gym' }, 'PGSERVICE is not supported. Remove it.'],
     [{ PGREQUIREAUTH: 'scram-sha-256' }, 'PGREQUIREAUTH is not supported. Remove it.'],
     [{ PGGSSENCMODE: 'require' }, 'PGGSSENCMODE is not supported. Remove it.'],
-    [{ PGSSLCERT: '/no/where' }, 'The file /no/where, which is PGSSLCERT, cannot be read'],
-    [{ PGPASSFILE: '/no/where' }, 'The file /no/where, which is PGPASSFILE, cannot be read'],
+    [{ PGSSLCERT: '/no/where' }, 'The file /no/where (PGSSLCERT) cannot be read'],
+    [{ PGPASSFILE: '/no/where' }, 'The file /no/where (PGPASSFILE) cannot be read'],
     [{ PGSSLMODE: 'verify-ca' }, 'sslmode=verify-ca needs the certificate of an authority'],
     [{ PGCHANNELBINDING: 'require' }, 'PGCHANNELBINDING needs TLS. Set sslmode to verify-full.'],
     [{ PGCHANNELBINDING: 'require', PGHOST: '/run' }, 'A Unix socket has none: remove it.'],
-    [{ PGSSLROOTCERT: 'system', PGSSLMODE: 'require' }, 'sslrootcert=system is for sslmode='],
-    [{ PGHOST: 'localhost', PGHOSTADDR: '/run' }, 'hostaddr is the address of a server.'],
-    [{ PGSSLMODE: '' }, 'PGSSLMODE is "", which is none of disable,'],
+    [{ PGSSLROOTCERT: 'system', PGSSLMODE: 'require' }, 'sslrootcert=system needs sslmode='],
+    [{ PGHOST: 'localhost', PGHOSTADDR: '/run' }, 'hostaddr must be the address of a server.'],
+    [{ PGSSLMODE: '' }, 'PGSSLMODE is "", which is not one of disable,'],
     [{ PGREQUIRESSL: '1' }, 'PGREQUIRESSL is not supported.'],
     [{ PGSSLROOTCERT: '/dev/null' }, 'The file in sslrootcert has no certificate in PEM format.'],
-    [{ PGTARGETSESSIONATTRS: 'master' }, 'PGTARGETSESSIONATTRS is "master", which is none of any,'],
+    [
+      { PGTARGETSESSIONATTRS: 'master' },
+      'PGTARGETSESSIONATTRS is "master", which is not one of any,',
+    ],
     [{ PGPORT: '5432x' }, 'PGPORT is "5432x", which is not a number from 1 to 65535.'],
   ])('is refused with the environment variables %o', (env, message) => {
     expect(() => read('postgres:///gym', env)).toThrow(message);

@@ -289,7 +289,7 @@ test('a view with two rows under one key is refused', async () => {
     code: 1,
     stdout: '',
     stderr:
-      'The declared fct_client_conversion_events has 2 rows with the same user_id (two). It is to have one row per user_id.\n',
+      'The declared fct_client_conversion_events has 2 rows with the same user_id (two). It must have one row per user_id.\n',
   });
 });
 
@@ -305,7 +305,7 @@ test('a view that is not populated cannot be compared', async () => {
 test.each([
   [
     ['--view', 'dim_user'],
-    '--view is one of fct_client_conversion_events, fct_lead_conversions, not "dim_user".\n',
+    '--view must be one of fct_client_conversion_events, fct_lead_conversions, not "dim_user".\n',
   ],
   [['--limit', 'some'], '--limit must be a whole number, not "some".\n'],
 ])('refuses %j', async (args, message) => {

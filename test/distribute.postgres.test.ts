@@ -180,7 +180,7 @@ test('says that there is nothing to do if the tables are already distributed', a
   await distribute();
   expect(await distribute()).toMatchObject({
     code: 0,
-    stdout: expect.stringMatching(/\nNothing to do: the tables were distributed already\.\n$/),
+    stdout: expect.stringMatching(/\nNothing to do: the tables are already distributed\.\n$/),
   });
 });
 
@@ -199,7 +199,7 @@ const refusals: Record<string, { make: string | undefined; reason: string | RegE
   },
   'that is not migrated': {
     make: 'drop table dim_branch, dim_user, fct_credit_pack_purchases, fct_membership_purchases cascade',
-    reason: 'The database has no dim_branch: it has not been migrated. Migrate it first.',
+    reason: 'The database has not been migrated: it has no dim_branch. Migrate it first.',
   },
   ...Object.fromEntries(
     [
@@ -240,22 +240,21 @@ const refusals: Record<string, { make: string | undefined; reason: string | RegE
       select distribute('dim_branch', 'n', null, 1), distribute('dim_user', 'h', 'branch_id', 2),
         distribute('fct_credit_pack_purchases', 'h', 'user_id', 2),
         distribute('fct_membership_purchases', 'h', 'user_id', 2)`,
-    reason: /in another way: dim_user is not distributed by user_id\./,
+    reason: /differently: dim_user is not distributed by user_id\./,
   },
   'with tables distributed apart from each other': {
     make: `
       select distribute('dim_branch', 'n', null, 1), distribute('dim_user', 'h', 'user_id', 2),
         distribute('fct_credit_pack_purchases', 'h', 'user_id', 2),
         distribute('fct_membership_purchases', 'h', 'user_id', 3)`,
-    reason:
-      /in another way: fct_membership_purchases is not distributed by user_id beside dim_user\./,
+    reason: /differently: fct_membership_purchases is not distributed by user_id beside dim_user\./,
   },
   'with branches split into shards': {
     make: `
       select distribute('dim_branch', 'h', 'branch_id', 2), distribute('dim_user', 'h', 'user_id', 2),
         distribute('fct_credit_pack_purchases', 'h', 'user_id', 2),
         distribute('fct_membership_purchases', 'h', 'user_id', 2)`,
-    reason: /in another way: dim_branch is not a reference table\./,
+    reason: /differently: dim_branch is not a reference table\./,
   },
 };
 
@@ -307,27 +306,27 @@ test.each([
   [
     'a row is lost',
     `delete from public.fct_membership_purchases where user_id = 'same-instant'`,
-    'Nothing was distributed, because fct_membership_purchases would not be what it was. Its rows would be 10 instead of 11.',
+    'Nothing was distributed, because fct_membership_purchases would change: its rows would be 10 instead of 11.',
   ],
   [
     'a value changes',
     'update public.fct_membership_purchases set branch_id = null',
-    'Nothing was distributed, because fct_membership_purchases would not be what it was. Its hash would be ',
+    'Nothing was distributed, because fct_membership_purchases would change: its hash would be ',
   ],
   [
     'an index of a view is lost',
     'drop index if exists public.fct_lead_conversions_branch_id_local_user_created_at_idx',
-    'Nothing was distributed, because fct_lead_conversions would not be what it was. Its indexes would be ',
+    'Nothing was distributed, because fct_lead_conversions would change: its indexes would be ',
   ],
   [
     'a comment on a view is lost',
     `comment on column public.fct_lead_conversions.user_id is null`,
-    'Nothing was distributed, because fct_lead_conversions would not be what it was. Its comments would be ',
+    'Nothing was distributed, because fct_lead_conversions would change: its comments would be ',
   ],
   [
     'a grant on a view is lost',
     'revoke select on public.fct_lead_conversions from lead_conversions_reader',
-    'Nothing was distributed, because fct_lead_conversions would not be what it was. Its grants would be ',
+    'Nothing was distributed, because fct_lead_conversions would change: its grants would be ',
   ],
 ])('rolls back if %s', async (_, statement, reason) => {
   await fill();
@@ -455,7 +454,7 @@ test('refresh, diff and doctor fail if servers differ or have not committed', as
   const found = await outcomes();
   expect(found).toEqual([different, different, different]);
   for (const finding of [
-    'Shards of dim_user do not have what the table has.\n  7 on worker:1: 1 rows, and not ',
+    'Shards of dim_user differ from the table.\n  7 on worker:1: 1 rows, not ',
     'Shards of dim_user have rows that belong to other shards.\n  7 on worker:1: 1 rows',
   ]) {
     expect(found[2]).toContain(finding);
@@ -477,7 +476,7 @@ test('a refresh always recomputes views of distributed tables, and waits for a r
     expect(await refresh('--lock-timeout', '1500ms', '--retries', '0')).toMatchObject({
       code: 1,
       stderr: expect.stringMatching(
-        /^fct_client_conversion_events was not refreshed, .* within 1500ms: pid \d+ \(.+\) holds ShareUpdateExclusiveLock on input_loads\.\n$/,
+        /^fct_client_conversion_events was not refreshed: it got no lock within 1500ms, because pid \d+ \(.+\) holds ShareUpdateExclusiveLock on input_loads\.\n$/,
       ),
     });
   });

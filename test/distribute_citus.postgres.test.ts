@@ -355,7 +355,7 @@ and query ~* '^(select|insert|with|declare)' and query !~ 'pg_prepared_xacts'`;
       expect(code).toBe(1);
       for (const finding of [
         'The servers have different copies of dim_branch: ',
-        'Shards of dim_user do not have what the table has.',
+        'Shards of dim_user differ from the table.',
         'Shards of dim_user have rows that belong to other shards.',
       ]) {
         expect(stdout).toContain(finding);

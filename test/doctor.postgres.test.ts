@@ -145,7 +145,7 @@ describe('finds, and mends with its own remedies,', () => {
     {
       what: 'a user who was deleted after the refresh',
       sabotage: `delete from dim_user where user_id = 'never-bought'`,
-      finding: 'fct_client_conversion_events has rows for 1 user that dim_user does not have.',
+      finding: 'fct_client_conversion_events has rows for 1 user that are not in dim_user.',
       keys: ['never-bought'],
     },
     {
@@ -158,7 +158,7 @@ describe('finds, and mends with its own remedies,', () => {
       what: 'a purchase that is not in the views',
       sabotage: `insert into fct_membership_purchases (user_id, user_membership_id) values ('never-bought', '1')`,
       finding:
-        'fct_client_conversion_events does not show what the input tables give now, for 1 of 13 users that were picked at random.',
+        'fct_client_conversion_events differs from what the input tables give now, for 1 of 13 users picked at random.',
       keys: ['never-bought'],
     },
     {
@@ -263,7 +263,7 @@ test('finds dead rows that no vacuum removes, and names the session that keeps t
         ),
       ),
       keys: ['fct_lead_conversions'],
-      remedy: 'End these sessions, then run: vacuum public.fct_lead_conversions;',
+      remedy: 'End them, then run: vacuum public.fct_lead_conversions;',
     });
   });
 });
@@ -284,7 +284,7 @@ test('mentions a grant on a view, and finds that its own role may not read the r
     expect(code).toBe(1);
     expect(findings).toContainEqual({
       finding:
-        'This role may not look at the rows of the views: permission denied for table dim_user.',
+        'This role may not examine the rows of the views: permission denied for table dim_user.',
       keys: [],
       remedy: 'Run this as a role that has been granted pg_read_all_data and pg_read_all_stats.',
     });
@@ -406,12 +406,12 @@ describe('finds', () => {
     [
       'an identity column that is no longer one',
       'alter table view_refreshes alter column id drop identity',
-      'view_refreshes has columns whose derivation, numbering or default differs from the declaration.',
+      'view_refreshes has columns whose generated, identity or default clause differs from the declaration.',
     ],
     [
       'an undeclared default',
       `alter table dim_branch alter column timezone_id set default 'Asia/Tokyo'`,
-      'dim_branch has columns whose derivation, numbering or default differs from the declaration.',
+      'dim_branch has columns whose generated, identity or default clause differs from the declaration.',
     ],
     [
       'an unlogged table',
@@ -454,7 +454,7 @@ describe('finds', () => {
       }
       expect((await doctor()).findings).toContainEqual(
         expect.objectContaining({
-          finding: `${role}, who owns fct_client_conversion_events, may not read what it is computed from.`,
+          finding: `${role}, the owner of fct_client_conversion_events, may not read all tables and views that it is computed from.`,
         }),
       );
     } finally {

@@ -1,4 +1,4 @@
-import { access, readFile } from 'node:fs/promises';
+import { access, readdir, readFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { expect, test } from 'vitest';
 
@@ -29,6 +29,26 @@ test.each(pages)('every link in %s leads to a file and a heading that exist', as
     if (anchor !== undefined) {
       expect(await anchorsOf(file), `${page} links to ${file}`).toContain(anchor);
     }
+  }
+});
+
+test('scripts/README.md explains only messages that exist', async () => {
+  const ofPostgres = [
+    ...['permission denied', 'permission denied for schema public', 'row-level security'],
+    ...['statement timeout', 'out of memory', 'during recovery'],
+  ];
+  const folders = ['views', 'scripts', 'scripts/generate'];
+  const sources = (await Promise.all(folders.map((it) => readdir(it, { withFileTypes: true }))))
+    .flat()
+    .filter((it) => it.isFile() && it.name.endsWith('.ts'))
+    .map(({ parentPath, name }) => readFile(join(parentPath, name), 'utf8'));
+  const code = (await Promise.all(sources)).join('\n');
+  const prose = await proseOf('scripts/README.md');
+  const [, explained = ''] = /^## When a refresh fails$(.*?)^## Standbys$/ms.exec(prose) ?? [];
+  const messages = [...explained.matchAll(/(?<=^- |, )_([^_\n]+(?:_[^_\n]+)*?)_(?=[:, ])/gm)];
+  expect(messages.length).toBeGreaterThan(20);
+  for (const [, message = ''] of messages) {
+    expect(ofPostgres.includes(message) || code.includes(message), message).toBe(true);
   }
 });
 

@@ -382,7 +382,7 @@ describe('a role that loads', () => {
     const lacking = (privileges: string) => ({
       code: 1,
       stdout: '',
-      stderr: `The role ${role} may not load this, because it lacks privileges. Grant it ${privileges}.\n`,
+      stderr: `The role ${role} lacks privileges for this load. Grant ${privileges} to it.\n`,
     });
     const others = ['dim_branch', 'fct_credit_pack_purchases', 'fct_membership_purchases'];
     const readable = others.map((table) => `select on ${table}`);
@@ -401,7 +401,7 @@ describe('a role that loads', () => {
     const { code, stderr } = await loadAs(path);
     expect([code, stderr]).toEqual([
       0,
-      'Warning: dim_user was loaded, but not vacuumed: another session has locked it, or this role may not vacuum it.\n',
+      'Warning: dim_user was loaded, but not vacuumed: another session has locked it, or this role may not vacuum it. Run VACUUM as its owner.\n',
     ]);
     expect(await loadAs('--snapshot', path)).toEqual(lacking('delete on dim_user'));
     await session`grant delete on dim_user to ${session(role)}`;
@@ -415,7 +415,7 @@ describe('a role that loads', () => {
     expect(await loadAs(await usersIn('users', ['mia']))).toEqual({
       code: 1,
       stdout: '',
-      stderr: `The role ${role} may not load this. Grant it temporary on database ${name}.\n`,
+      stderr: `The role ${role} may not load this. Grant temporary on database ${name} to it.\n`,
     });
   });
 

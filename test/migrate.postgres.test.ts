@@ -98,7 +98,7 @@ describe('npm run migrate', () => {
     expect(await records()).toEqual(before);
     expect(await run(unmigrated.url, 'npm run migrate')).toEqual({
       code: 0,
-      stdout: 'Nothing to migrate: the database is at a later version than this one.\n',
+      stdout: 'Nothing to migrate: the database is at a later version than this package.\n',
       stderr: '',
     });
   });
@@ -119,7 +119,7 @@ describe('npm run migrate', () => {
         stdout: '',
         stderr: expect.stringMatching(
           new RegExp(
-            `^Nothing was migrated, because the lock of deploys was not free within 300ms: pid ${holder?.pid} \\(postgres, postgres\\.js\\) holds ShareUpdateExclusiveLock on lead_conversions_migrations\\. Migrate again once it is free\\.\n$`,
+            `^Nothing was migrated, because the lock of deploys was held for 300ms: pid ${holder?.pid} \\(postgres, postgres\\.js\\) holds ShareUpdateExclusiveLock on lead_conversions_migrations\\. Migrate again once it is free\\.\n$`,
           ),
         ),
       });
@@ -143,7 +143,7 @@ describe('npm run migrate', () => {
         await sessionThatRuns(session, '%dependents text%OWNER TO%');
         process.kill(signal);
         const { stdout, stderr, ...rest } = await result;
-        const reason = `Cancelled by ${signal}. The migration that was running has changed nothing.`;
+        const reason = `Cancelled by ${signal}. The migration that was running was rolled back.`;
         expect(rest).toEqual({ code });
         expect(stderr).toBe(`${reason}\n`);
         expect(JSON.parse(stdout)).toEqual({
@@ -183,7 +183,7 @@ describe('npm run migrate', () => {
         code: 1,
         stdout: '',
         stderr:
-          'This role may not migrate: permission denied for schema drizzle. Migrate as the owner of the tables and views, or as a member of that role.\n',
+          'This role may not migrate: permission denied for schema drizzle. Migrate as the owner of the tables and views. For the first migration, grant the role create on the database and on the schema public.\n',
       });
     } finally {
       await session`drop role may_not_migrate`;
@@ -264,7 +264,7 @@ describe('npm run migrate', () => {
     expect(await later.run(unmigrated.url, 'npm run migrate')).toEqual({
       code: 1,
       stdout: '',
-      stderr: `${laterTables} was never applied to this database, but is older than ${laterViews}. Generate it again, so it comes last.\n`,
+      stderr: `${laterTables} was never applied to this database, but is older than ${laterViews}. Generate it again: the new one comes last.\n`,
     });
   });
 
@@ -282,7 +282,7 @@ describe('npm run migrate', () => {
       }
     });
     await expect(rerun).rejects.toThrow(
-      /^Nothing was migrated, because another deploy has just applied this migration, as drizzle\.lead_conversions_migrations says\. /,
+      /^Nothing was migrated, because another deploy has just applied this migration, according to drizzle\.lead_conversions_migrations\. /,
     );
   });
 

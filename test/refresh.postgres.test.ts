@@ -138,7 +138,7 @@ describe('a refresh beside another one', () => {
         stdout: '',
         stderr: expect.stringMatching(
           new RegExp(
-            `^skipped: somebody holds off refreshes \\(pid ${holder?.pid}, [^\n]*, postgres\\.js, since [^\n]*\\)\n$`,
+            `^skipped: somebody is holding off refreshes \\(pid ${holder?.pid}, [^\n]*, postgres\\.js, since [^\n]*\\)\n$`,
           ),
         ),
       });
@@ -210,7 +210,7 @@ describe('a refresh', () => {
         expect(code).toBe(1);
         expect(stderr).toMatch(
           new RegExp(
-            `^fct_client_conversion_events was not refreshed, [^\\n]*: pid \\d+ \\(\\S+, postgres\\.js\\) holds ${lock}[^\\n]*\\.\\n$`,
+            `^fct_client_conversion_events was not refreshed: it got no lock within 500ms, because pid \\d+ \\(\\S+, postgres\\.js\\) holds ${lock}[^\\n]*\\.\\n$`,
           ),
         );
         throw new Error('roll back');
@@ -294,7 +294,7 @@ describe('a refresh', () => {
     expect(await refresh).toMatchObject({
       code: 0,
       stderr:
-        'Warning: fct_client_conversion_events was refreshed, but not vacuumed: another session has locked it, or this role may not vacuum it.\n',
+        'Warning: fct_client_conversion_events was refreshed, but not vacuumed: another session has locked it, or this role may not vacuum it. Run VACUUM as its owner.\n',
     });
     await byHand;
     expect(await seenBy(session)).toEqual({ users: 1, rows: filters, refreshes: 2 });

@@ -346,7 +346,7 @@ describe('a refresh does not begin, and says what to do,', () => {
     try {
       await expect(refresh()).rejects.toThrow(
         new RegExp(
-          `^The database has no ${name}, although it has \\w+: it has been dropped or renamed\\. Rename it back, or create it again with the statements in its migration\\.$`,
+          `^${name} is missing, although the database has \\w+\\. It was dropped or renamed\\. Rename it back, or create it again with its statements in schema/migrations\\.$`,
         ),
       );
     } finally {
@@ -398,7 +398,7 @@ describe('a refresh does not begin, and says what to do,', () => {
         expect(error.cause.message).toBe('could not create unique index "flawed"'),
       );
       await expect(refresh()).rejects.toThrow(
-        `fct_lead_conversions has no unique index that REFRESH … CONCURRENTLY can use${flaw}. Create it again with the statement in its migration.`,
+        `fct_lead_conversions has no unique index that REFRESH … CONCURRENTLY can use${flaw}. Create it again with its statement in schema/migrations.`,
       );
     } finally {
       await execute(
@@ -436,7 +436,7 @@ describe('a refresh does not begin, and says what to do,', () => {
     test('neither owns the views nor may maintain them', async () => {
       await execute(`set role ${role}`);
       await expect(refresh()).rejects.toThrow(
-        `The role ${role} may not refresh fct_client_conversion_events: its owner is ${owner}. Connect as ${owner} or a member of that role, or (from PostgreSQL 17 on) grant MAINTAIN on it.`,
+        `The role ${role} may not refresh fct_client_conversion_events: its owner is ${owner}. Connect as ${owner} or a member of that role, or, from PostgreSQL 17 on, grant this role maintain and select on both views, and select on the input tables.`,
       );
       await execute(
         'reset role',
@@ -459,7 +459,7 @@ describe('a refresh does not begin, and says what to do,', () => {
         `set role ${role}`,
       );
       await expect(refresh()).rejects.toThrow(
-        `The role ${role} may not write view_refreshes. Each refresh is recorded there, and locks the table. Grant the role select, insert and update on it.`,
+        `The role ${role} may not write view_refreshes. A refresh locks this table and records itself in it. Grant the role select, insert and update on it.`,
       );
       await execute(
         'reset role',

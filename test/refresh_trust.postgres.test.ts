@@ -555,7 +555,7 @@ describe('a vacuum that takes too long', () => {
     await admin`alter role owner set statement_timeout = '1s'`;
     try {
       expect((await vacuumSlowly('1min'))[0]).toBe(
-        'fct_client_conversion_events was refreshed, but not vacuumed: canceling statement due to statement timeout. That is the statement_timeout of the role, the database or the server, which also applies to VACUUM. Raise it with "alter role".',
+        'fct_client_conversion_events was refreshed, but not vacuumed: canceling statement due to statement timeout. The statement_timeout of the role, the database or the server ended it. Raise it with "alter role".',
       );
     } finally {
       await admin`alter role owner reset statement_timeout`;
@@ -598,7 +598,7 @@ describe('the error says what is missing:', () => {
     expect(await refresh()).toMatchObject({
       code: 1,
       stderr: expect.stringMatching(
-        /^The database has no fct_lead_conversions, although it has fct_client_conversion_events: it has been dropped or renamed\./,
+        /^fct_lead_conversions is missing, although the database has fct_client_conversion_events\. It was dropped or renamed\./,
       ),
     });
   });

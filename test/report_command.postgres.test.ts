@@ -143,8 +143,8 @@ test.each([
   [['--out', '/dev/null'], '--out "/dev/null" is not a file. Name the HTML file to write.'],
   [['--out', ''], '--out "" does not name a file. Name the HTML file to write.'],
   [['--out', './'], '--out "./" does not name a file. Name the HTML file to write.'],
-  [['--out', '--json'], '--out is followed by --json instead of a value.'],
-  [['--title', '--branch'], '--title is followed by --branch instead of a value.'],
+  [['--out', '--since'], '--out needs a value, but is followed by --since.'],
+  [['--title', '--branch'], '--title needs a value, but is followed by --branch.'],
   [['--title', ' '], '--title is empty. Leave it out, or give the page a title.'],
 ])('refuses %j, and leaves the file as it was', async (args, reason) => {
   await writeFile(out, 'old');
@@ -153,6 +153,13 @@ test.each([
   });
   expect(await readFile(out, 'utf8')).toBe('old');
   expect(await readdir(folder)).toEqual(['report.html']);
+});
+
+test('prints JSON for a wrong option, too', async () => {
+  const reason = '--out needs a value, but is followed by --json.';
+  const { code, stdout, stderr } = await report('--out', '--json');
+  expect({ code, stderr }).toEqual({ code: 1, stderr: `${reason}\n` });
+  expect(JSON.parse(stdout)).toMatchObject({ outcome: 'failed', reason, file: null });
 });
 
 test('accepts a file name as long as the system allows, and refuses a link to a missing file', async () => {

@@ -50,7 +50,7 @@ describe('the migrations', () => {
       {
         rolcanlogin: false,
         rolsuper: false,
-        comment: expect.stringMatching(/^Members may read the reports of lead-conversions/),
+        comment: expect.stringMatching(/^Members may read these objects of lead-conversions/),
       },
     ]);
   });
@@ -59,7 +59,7 @@ describe('the migrations', () => {
     const { code, stdout, stderr } = await run(urlAs('owner'), 'drizzle-kit migrate');
     expect(code).toBe(1);
     expect(stdout + stderr).toContain(
-      'The role lead_conversions_reader is not there, and the role owner may not create roles. Have an administrator run "create role lead_conversions_reader", then migrate again.',
+      'The role lead_conversions_reader does not exist, and the role owner may not create roles. Have an administrator run "create role lead_conversions_reader", then migrate again.',
     );
     await admin`create role lead_conversions_reader`;
     expect(await run(urlAs('owner'), 'drizzle-kit migrate')).toMatchObject({ code: 0 });
@@ -74,7 +74,7 @@ describe('the migrations', () => {
     const { code, stdout, stderr } = await run(urlAs('owner'), 'drizzle-kit migrate');
     expect(code).toBe(1);
     expect(stdout + stderr).toContain(
-      'The role owner may not grant the use of the schema public. Have its owner run "grant usage on schema public to lead_conversions_reader", then migrate again.',
+      'The role owner may not grant usage on the schema public. Have its owner run "grant usage on schema public to lead_conversions_reader", then migrate again.',
     );
     await gym`create role lead_conversions_reader`;
     await gym`grant usage on schema public to lead_conversions_reader`;

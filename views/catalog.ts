@@ -171,13 +171,13 @@ export async function catalogView(
   }
   if (isToRefresh && !found.mayRefresh) {
     throw new Error(
-      `The role ${role} may not refresh ${name}: its owner is ${owner}. Connect as ${owner} or a member of that role, or (from PostgreSQL 17 on) grant MAINTAIN on it.`,
+      `The role ${role} may not refresh ${name}: its owner is ${owner}. Connect as ${owner} or a member of that role, or, from PostgreSQL 17 on, grant this role maintain and select on both views, and select on the input tables.`,
     );
   }
   if (!uniqueIndexes?.some(({ flaw }) => flaw === null)) {
     const flaws = uniqueIndexes?.map((index) => `${index.name} ${index.flaw}`).join(', ');
     throw new Error(
-      `${name} has no unique index that REFRESH … CONCURRENTLY can use${flaws ? `: ${flaws}` : ''}. Create it again with the statement in its migration.`,
+      `${name} has no unique index that REFRESH … CONCURRENTLY can use${flaws ? `: ${flaws}` : ''}. Create it again with its statement in schema/migrations.`,
     );
   }
   for (const relation of declared) {
@@ -188,7 +188,7 @@ export async function catalogView(
     if (!read || strange !== undefined) {
       const what = read ? `reads ${strange} of ${relation.name}` : `does not read ${relation.name}`;
       throw new Error(
-        `${name} ${what}. A view keeps reading the tables and columns with which it was created, even after they are renamed or moved. It reads ${inputs.map(nameOf).join(', ')}. Rename them back, and load the rows into the tables that the view reads, or create the view again with the statements in its migration.`,
+        `${name} ${what}. A view keeps reading the tables and columns with which it was created, even after they are renamed or moved. It reads ${inputs.map(nameOf).join(', ')}. Rename them back, and load the rows into the tables that the view reads, or create the view again with its statements in schema/migrations.`,
       );
     }
   }
@@ -237,8 +237,8 @@ export const declaredInputs = (view: PgMaterializedView): string[] => [
 export const missing = (relation: string, other: string | undefined): Error =>
   new Error(
     other === undefined
-      ? `The database has no ${relation}: it has not been migrated. Migrate it first.`
-      : `The database has no ${relation}, although it has ${other}: it has been dropped or renamed. Rename it back, or create it again with the statements in its migration.`,
+      ? `The database has not been migrated: it has no ${relation}. Migrate it first.`
+      : `${relation} is missing, although the database has ${other}. It was dropped or renamed. Rename it back, or create it again with its statements in schema/migrations.`,
   );
 
 /**

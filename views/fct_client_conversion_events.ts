@@ -108,7 +108,8 @@ user_first_purchases as (
         -- Which kind came first is decided by instant, before any time zone
         -- is applied. A purchase without a time, and one that was never made,
         -- are later than every dated one. At the same instant, the membership
-        -- converts. NULL for a lead, who has bought neither.
+        -- converts, also if neither has a time. NULL for a lead, who has
+        -- bought neither.
         case
             when
                 coalesce(
@@ -140,19 +141,19 @@ user_first_purchases as (
     left join first_credit_packs
         on users.user_id = first_credit_packs.user_id
 
-    -- For speed: because the rows are already sorted here, Postgres computes
-    -- the columns above once per row, and not again for each use below.
+    -- For speed: this order keeps Postgres from merging this query into the one
+    -- below, so it computes the columns above only once per row.
     order by users.user_id
 
 )
 
--- One row per user: the columns of figure 1.4.1 of the requirements. Those that
+-- One row per user: the columns of figure 1.4.1 of the brief. Those that
 -- begin with client_conversion_ repeat the first purchase of the kind that came
 -- first.
 --
 -- For speed: the rows are in the byte order of user_id. REFRESH MATERIALIZED
--- VIEW CONCURRENTLY sorts all new rows without a NULL by their bytes to look for
--- duplicates. Rows that are already in order take little time to sort.
+-- VIEW CONCURRENTLY sorts all new rows that contain no NULL by their bytes, to look
+-- for duplicates. Rows that are already in order take little time to sort.
 select
     user_id,
     branch_id,
@@ -194,11 +195,12 @@ order by user_id
       'One row per user, leads included: the first membership, the first credit pack, and as client_conversion_... the one of the two that came first. Local times are in the time zone of the branch in branch_id, or in UTC if there is none.',
     columns: {
       userId: 'Identifier of the user.',
-      branchId: 'Branch of the user. Every local time in the row is in its time zone.',
+      branchId:
+        'Branch of the user. Every local time in the row is in its time zone, or in UTC if there is none.',
       localUserCreatedAt: 'Local time at which the user was created.',
       leadStatus: 'CLIENT once the user has bought a membership or a credit pack, LEAD before.',
       clientConversionEventType:
-        'Kind of purchase that came first, MEMBERSHIP or USER_CREDIT (a credit pack). MEMBERSHIP if both came at the same instant. NULL for a lead.',
+        'Kind of purchase that came first, MEMBERSHIP or USER_CREDIT (a credit pack). MEMBERSHIP if both came at the same instant or neither has a time. NULL for a lead.',
       clientConversionEventId: 'Identifier of the purchase that came first.',
       clientConversionEventLocalCreatedAt:
         'Local time of the purchase that came first. NULL for a lead, and if upstream gave no time.',

@@ -90,8 +90,8 @@ filtered_conversions as (
     from public.fct_client_conversion_events as events
     cross join conversion_filters
 
-    -- For speed: because the rows are already sorted here, Postgres computes
-    -- the type once per row, and not again for each use below.
+    -- For speed: this order keeps Postgres from merging this query into the one
+    -- below, so it computes the type only once per row.
     order by
         user_id asc,
         client_conversion_event_type asc nulls last,
@@ -99,7 +99,7 @@ filtered_conversions as (
 
 )
 
--- One row per user and filter: the columns of figure 1.4.2 of the requirements.
+-- One row per user and filter: the columns of figure 1.4.2 of the brief.
 -- A user who bought only what the filter does not consider is a LEAD under it,
 -- without a conversion.
 --
@@ -107,8 +107,8 @@ filtered_conversions as (
 -- columns between user_id and lead_status are the same in all rows of a user. A
 -- CLIENT comes before a LEAD, whose type is NULL. The columns between type and
 -- filter follow from the type. REFRESH MATERIALIZED VIEW CONCURRENTLY sorts all
--- rows without a NULL in this order to look for duplicates, and then has nothing
--- to move.
+-- rows that contain no NULL in this order to look for duplicates, so its sort has
+-- little to do.
 select
     user_id,
     branch_id,
@@ -146,7 +146,8 @@ order by
       'One row per user and filter, three per user, leads included: the purchase that converted the user, if only the purchases that client_conversion_event_filter considers count as a conversion. Local times are in the time zone of the branch in branch_id, or in UTC if there is none.',
     columns: {
       userId: 'Identifier of the user.',
-      branchId: 'Branch of the user. Every local time in the row is in its time zone.',
+      branchId:
+        'Branch of the user. Every local time in the row is in its time zone, or in UTC if there is none.',
       localUserCreatedAt: 'Local time at which the user was created.',
       leadStatus:
         'CLIENT if the user has bought anything that the filter considers, otherwise LEAD.',

@@ -340,7 +340,7 @@ async function preflight(tx: Session): Promise<CatalogedView[]> {
   }
   if (!facts?.mayWrite) {
     throw new Error(
-      `The role ${facts?.role} may not write ${history}. Each refresh is recorded there, and locks the table. Grant the role select, insert and update on it.`,
+      `The role ${facts?.role} may not write ${history}. A refresh locks this table and records itself in it. Grant the role select, insert and update on it.`,
     );
   }
   if (!facts.countsTuples) {

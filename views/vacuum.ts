@@ -65,7 +65,7 @@ export async function vacuum(
     const after = await look();
     if (after.vacuumedAt === before.vacuumedAt) {
       return [
-        `${view} was ${done}, but not vacuumed: another session has locked it, or this role may not vacuum it.`,
+        `${view} was ${done}, but not vacuumed: another session has locked it, or this role may not vacuum it. Run VACUUM as its owner.`,
       ];
     }
     if (after.deadRows && deletedBy) {
@@ -78,7 +78,7 @@ export async function vacuum(
     }
     if (overdue.signal.aborted) {
       return [
-        `${view} was ${done} and vacuumed, but the vacuum took longer than the statement timeout of ${statementTimeout}. It can only be cancelled on a second connection.`,
+        `${view} was ${done} and vacuumed, but the vacuum took longer than the statement timeout of ${statementTimeout}. It could not be cancelled, because the pool has no second connection.`,
       ];
     }
     return [];
@@ -86,7 +86,7 @@ export async function vacuum(
     const { code, message } = causeOf(error);
     const advice =
       code === QUERY_CANCELED
-        ? ' That is the statement_timeout of the role, the database or the server, which also applies to VACUUM. Raise it with "alter role".'
+        ? ' The statement_timeout of the role, the database or the server ended it. Raise it with "alter role".'
         : '';
     return [`${view} was ${done}, but not vacuumed: ${message}.${advice}`];
   } finally {

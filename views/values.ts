@@ -1,4 +1,4 @@
-/** Whether a user has converted, that is, has bought a membership or a credit pack. */
+/** Whether a user has converted: has bought something that counts as a conversion. */
 export const leadStatuses = ['LEAD', 'CLIENT'] as const;
 export type LeadStatus = (typeof leadStatuses)[number];
 

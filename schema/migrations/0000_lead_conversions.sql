@@ -33,7 +33,7 @@ BEGIN
 	END IF;
 	IF to_regclass('public.dim_branch') IS NOT NULL THEN
 		IF EXISTS (SELECT FROM drizzle.lead_conversions_migrations) THEN
-			RAISE EXCEPTION 'This database has already been migrated, according to drizzle.lead_conversions_migrations: by another deploy at this moment, or by an earlier baseline, which needs a new database. Migrate with the schema drizzle and migrationsTable: ''lead_conversions_migrations''.';
+			RAISE EXCEPTION 'This database has already been migrated, according to drizzle.lead_conversions_migrations. If another deploy did this just now, migrate again. If an earlier baseline did, create a new database. If you call the migrator of Drizzle, do it with the schema drizzle and migrationsTable: ''lead_conversions_migrations''.';
 		END IF;
 		RAISE EXCEPTION 'This database was migrated by an earlier, unreleased version. Create a new database and load it again.'
 			USING HINT = 'If public.dim_branch is your own table, use a database without a table of that name.';
@@ -307,7 +307,8 @@ user_first_purchases as (
         -- Which kind came first is decided by instant, before any time zone
         -- is applied. A purchase without a time, and one that was never made,
         -- are later than every dated one. At the same instant, the membership
-        -- converts. NULL for a lead, who has bought neither.
+        -- converts, also if neither has a time. NULL for a lead, who has
+        -- bought neither.
         case
             when
                 coalesce(
@@ -339,19 +340,19 @@ user_first_purchases as (
     left join first_credit_packs
         on users.user_id = first_credit_packs.user_id
 
-    -- For speed: because the rows are already sorted here, Postgres computes
-    -- the columns above once per row, and not again for each use below.
+    -- For speed: this order keeps Postgres from merging this query into the one
+    -- below, so it computes the columns above only once per row.
     order by users.user_id
 
 )
 
--- One row per user: the columns of figure 1.4.1 of the requirements. Those that
+-- One row per user: the columns of figure 1.4.1 of the brief. Those that
 -- begin with client_conversion_ repeat the first purchase of the kind that came
 -- first.
 --
 -- For speed: the rows are in the byte order of user_id. REFRESH MATERIALIZED
--- VIEW CONCURRENTLY sorts all new rows without a NULL by their bytes to look for
--- duplicates. Rows that are already in order take little time to sort.
+-- VIEW CONCURRENTLY sorts all new rows that contain no NULL by their bytes, to look
+-- for duplicates. Rows that are already in order take little time to sort.
 select
     user_id,
     branch_id,
@@ -392,10 +393,10 @@ REFRESH MATERIALIZED VIEW "public"."fct_client_conversion_events";--> statement-
 CREATE UNIQUE INDEX "fct_client_conversion_events_user_id_key" ON "public"."fct_client_conversion_events" USING btree ("user_id");--> statement-breakpoint
 COMMENT ON MATERIALIZED VIEW "public"."fct_client_conversion_events" IS 'One row per user, leads included: the first membership, the first credit pack, and as client_conversion_... the one of the two that came first. Local times are in the time zone of the branch in branch_id, or in UTC if there is none.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_client_conversion_events"."user_id" IS 'Identifier of the user.';--> statement-breakpoint
-COMMENT ON COLUMN "public"."fct_client_conversion_events"."branch_id" IS 'Branch of the user. Every local time in the row is in its time zone.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."fct_client_conversion_events"."branch_id" IS 'Branch of the user. Every local time in the row is in its time zone, or in UTC if there is none.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_client_conversion_events"."local_user_created_at" IS 'Local time at which the user was created.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_client_conversion_events"."lead_status" IS 'CLIENT once the user has bought a membership or a credit pack, LEAD before.';--> statement-breakpoint
-COMMENT ON COLUMN "public"."fct_client_conversion_events"."client_conversion_event_type" IS 'Kind of purchase that came first, MEMBERSHIP or USER_CREDIT (a credit pack). MEMBERSHIP if both came at the same instant. NULL for a lead.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."fct_client_conversion_events"."client_conversion_event_type" IS 'Kind of purchase that came first, MEMBERSHIP or USER_CREDIT (a credit pack). MEMBERSHIP if both came at the same instant or neither has a time. NULL for a lead.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_client_conversion_events"."client_conversion_event_id" IS 'Identifier of the purchase that came first.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_client_conversion_events"."client_conversion_event_local_created_at" IS 'Local time of the purchase that came first. NULL for a lead, and if upstream gave no time.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_client_conversion_events"."client_conversion_event_name" IS 'Name of the product bought in the purchase that came first.';--> statement-breakpoint
@@ -476,8 +477,8 @@ filtered_conversions as (
     from public.fct_client_conversion_events as events
     cross join conversion_filters
 
-    -- For speed: because the rows are already sorted here, Postgres computes
-    -- the type once per row, and not again for each use below.
+    -- For speed: this order keeps Postgres from merging this query into the one
+    -- below, so it computes the type only once per row.
     order by
         user_id asc,
         client_conversion_event_type asc nulls last,
@@ -485,7 +486,7 @@ filtered_conversions as (
 
 )
 
--- One row per user and filter: the columns of figure 1.4.2 of the requirements.
+-- One row per user and filter: the columns of figure 1.4.2 of the brief.
 -- A user who bought only what the filter does not consider is a LEAD under it,
 -- without a conversion.
 --
@@ -493,8 +494,8 @@ filtered_conversions as (
 -- columns between user_id and lead_status are the same in all rows of a user. A
 -- CLIENT comes before a LEAD, whose type is NULL. The columns between type and
 -- filter follow from the type. REFRESH MATERIALIZED VIEW CONCURRENTLY sorts all
--- rows without a NULL in this order to look for duplicates, and then has nothing
--- to move.
+-- rows that contain no NULL in this order to look for duplicates, so its sort has
+-- little to do.
 select
     user_id,
     branch_id,
@@ -532,7 +533,7 @@ CREATE INDEX "fct_lead_conversions_branch_id_local_user_created_at_idx" ON "publ
 CREATE UNIQUE INDEX "fct_lead_conversions_user_id_client_conversion_event_filter_key" ON "public"."fct_lead_conversions" USING btree ("user_id","client_conversion_event_filter");--> statement-breakpoint
 COMMENT ON MATERIALIZED VIEW "public"."fct_lead_conversions" IS 'One row per user and filter, three per user, leads included: the purchase that converted the user, if only the purchases that client_conversion_event_filter considers count as a conversion. Local times are in the time zone of the branch in branch_id, or in UTC if there is none.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_lead_conversions"."user_id" IS 'Identifier of the user.';--> statement-breakpoint
-COMMENT ON COLUMN "public"."fct_lead_conversions"."branch_id" IS 'Branch of the user. Every local time in the row is in its time zone.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."fct_lead_conversions"."branch_id" IS 'Branch of the user. Every local time in the row is in its time zone, or in UTC if there is none.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_lead_conversions"."local_user_created_at" IS 'Local time at which the user was created.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_lead_conversions"."lead_status" IS 'CLIENT if the user has bought anything that the filter considers, otherwise LEAD.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_lead_conversions"."client_conversion_event_type" IS 'Kind of the converting purchase, MEMBERSHIP or USER_CREDIT (a credit pack). NULL for a lead.';--> statement-breakpoint

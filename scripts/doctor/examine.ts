@@ -247,7 +247,7 @@ const drift: Check = async (tx, { find, note }) => {
       find(
         `The ${kind.toLowerCase()} ${name} is missing.`,
         [name],
-        'If it was renamed, rename it back. Otherwise, create it with the statements in its migration.',
+        'If it was renamed, rename it back. Otherwise, create it again with its statements in schema/migrations.',
       );
       continue;
     }
@@ -276,7 +276,7 @@ function compareColumns(declared: Relation, actual: Relation, find: Report['find
     (column) => !missing.includes(column) && !actual.columns.includes(column),
   );
   const migrate =
-    'npx lead-conversions migrate. If there is nothing to migrate, create the view again with the statements in its migration.';
+    'npx lead-conversions migrate. If there is nothing to migrate, create the view again with its statements in schema/migrations.';
   if (missing.length > 0) {
     find(`${name} lacks declared columns.`, missing, migrate);
   }
@@ -323,7 +323,7 @@ function compareIndexes(
     const unique = index.definition?.startsWith('UNIQUE ') ? 'unique ' : '';
     const create = index.definition
       ? `create ${unique}index ${index.name} on public.${declared.name} using ${index.definition.replace('UNIQUE ', '')};`
-      : (statementThatCreates(index.name, declared.name) ?? 'the statement in its migration');
+      : (statementThatCreates(index.name, declared.name) ?? 'its statement in schema/migrations');
     const remedy = `${create} ${commentOn(declared, 'INDEX', index.name)}`.trim();
     if (!other) {
       find(`${declared.name} lacks the index ${index.name}.`, [index.name], remedy);
@@ -541,7 +541,7 @@ async function examineColumns(tx: Session, find: Report['find']): Promise<void> 
     .orderBy(sql`declared."table"`);
   for (const { table, columns } of wrong) {
     find(
-      `${table} has columns whose derivation, numbering or default differs from the declaration.`,
+      `${table} has columns whose generated, identity or default clause differs from the declaration.`,
       columns,
       'Create these columns again as in their migration. If a column only has a default, drop the default: alter table … alter column … drop default;',
     );
@@ -678,7 +678,7 @@ async function examineConstraints(tx: Session, find: Report['find']): Promise<vo
   for (const { table, name, isThere, isOther } of broken) {
     const relation = declaredRelations().find((it) => it.name === table);
     const comment = relation ? commentOn(relation, 'CONSTRAINT', name) : '';
-    const create = statementThatCreates(name, table) ?? 'the statement in its migration';
+    const create = statementThatCreates(name, table) ?? 'its statement in schema/migrations';
     if (isOther) {
       find(
         `The constraint ${name} of ${table} differs from its declaration.`,
@@ -855,7 +855,7 @@ const checks: Record<string, Check> = {
         if (error.constructor !== Error) {
           throw error;
         }
-        find(error.message, [getViewName(view)], 'Follow the advice in the finding.');
+        find(error.message, [getViewName(view)], 'The finding says how.');
       });
     }
     const texts: Record<'deployed' | 'declared', string[]> = { deployed: [], declared: [] };
@@ -903,7 +903,7 @@ const checks: Record<string, Check> = {
         find(
           `${name} is defined differently than declared.`,
           [name],
-          'npx lead-conversions diff shows what differs. Migrate, or create it again with the statements in its migration.',
+          'npx lead-conversions diff shows what differs. Migrate, or create it again with its statements in schema/migrations.',
         );
         break; // the views that read it differ as well
       }
@@ -1151,7 +1151,7 @@ const checks: Record<string, Check> = {
         find(
           `${name} has ${state?.deadRows} dead rows that no vacuum can remove, because ${holders.join(', ')} might still read them.`,
           [name],
-          `End these sessions, then run: vacuum public.${name};`,
+          `End them, then run: vacuum public.${name};`,
         );
       }
     }

@@ -100,7 +100,7 @@ BEGIN
 	END IF;
 	IF to_regclass('public.dim_branch') IS NOT NULL THEN
 		IF EXISTS (SELECT FROM ${records}) THEN
-			RAISE EXCEPTION 'This database has already been migrated, according to ${records}: by another deploy at this moment, or by an earlier baseline, which needs a new database. Migrate with the schema drizzle and migrationsTable: ''${migrations.migrationsTable}''.';
+			RAISE EXCEPTION 'This database has already been migrated, according to ${records}. If another deploy did this just now, migrate again. If an earlier baseline did, create a new database. If you call the migrator of Drizzle, do it with the schema drizzle and migrationsTable: ''${migrations.migrationsTable}''.';
 		END IF;
 		RAISE EXCEPTION 'This database was migrated by an earlier, unreleased version. Create a new database and load it again.'
 			USING HINT = 'If public.dim_branch is your own table, use a database without a table of that name.';
@@ -211,7 +211,7 @@ BEGIN
 	SET LOCAL lock_timeout TO '${lockTimeout}';
 EXCEPTION
 	WHEN lock_not_available THEN
-		RAISE EXCEPTION 'Nothing was migrated, because the lock of refreshes was not free within 5 minutes: %. Migrate again once it is free.', (
+		RAISE EXCEPTION 'Nothing was migrated, because the lock of refreshes was held for 5 minutes: %. Migrate again once it is free.', (
 			SELECT string_agg(holder, ', ')
 			FROM (${holdersOf(['public.view_refreshes'], isInTheWay)}) AS holders
 		);
@@ -243,7 +243,7 @@ ${lines(work)}
 			EXIT;
 		EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
 			IF attempt = 100 THEN
-				RAISE EXCEPTION 'Nothing was migrated, because other sessions used ${names.join(' and ')} all the time. Migrate again later.'
+				RAISE EXCEPTION 'Nothing was migrated, because other sessions kept using ${names.join(' and ')} for two minutes. Migrate again later.'
 					USING DETAIL = (
 						SELECT format('In use by: %s.', string_agg(holder, ', '))
 						FROM (${holdersOf(names.map((name) => `public.${name}`))}) AS holders

@@ -106,7 +106,7 @@ export async function readHeader(
     repeated.length > 0 && `the header has ${repeated.join(', ')} more than once`,
     derived.length > 0 &&
       !ignoresOthers &&
-      `${derived.map(({ name }) => name).join(', ')} is derived from the details`,
+      `${derived.map(({ name }) => name).join(', ')} must not be in the file, because Postgres derives it from the details`,
     strangers.length > 0 && !ignoresOthers && `the table has no ${show(strangers)}`,
   ].filter(Boolean);
   if (problems.length > 0) {

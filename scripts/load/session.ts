@@ -140,7 +140,7 @@ async function refuseOutsiders(transaction: LoadTransaction): Promise<void> {
     const privilege = role?.may_use
       ? `temporary on database ${role.database}`
       : 'usage on schema public';
-    throw new Error(`The role ${role?.name} may not load this. Grant it ${privilege}.`);
+    throw new Error(`The role ${role?.name} may not load this. Grant ${privilege} to it.`);
   }
 }
 
@@ -187,7 +187,7 @@ async function refuseUnprivileged(
     ) as lacking`);
   if (lacking?.privileges) {
     throw new Error(
-      `The role ${lacking.role} may not load this, because it lacks privileges. Grant it ${lacking.privileges}.`,
+      `The role ${lacking.role} lacks privileges for this load. Grant ${lacking.privileges} to it.`,
     );
   }
 }
@@ -231,7 +231,7 @@ export async function explainFailure(
   }
   if (cause.code === FOREIGN_KEY_VIOLATION) {
     return new Error(
-      `Nothing was loaded: ${[cause.message, cause.detail].filter(Boolean).join('. ')} Either a table outside this package refers to rows that --snapshot would delete, or another session wrote to these tables at the same time. In the second case, load again.`,
+      `Nothing was loaded: ${[cause.message, cause.detail].filter(Boolean).join('. ')} Either a table outside this package refers to rows that --snapshot would delete, or another session wrote to these tables at the same time. Delete those rows in the first case, and load again.`,
       { cause },
     );
   }
