@@ -302,7 +302,7 @@ describe('bad input is refused, and the error says where it is:', () => {
       files: {
         'fct_membership_purchases.csv': [`${memberships},membership_name`, 'known,,1,,,,Gold'],
       },
-      says: `fct_membership_purchases.csv: membership_name is derived from the details. The columns of fct_membership_purchases are ${memberships.replaceAll(',', ', ')}, in any order. ${adviceOnHeader}.`,
+      says: `fct_membership_purchases.csv: membership_name must not be in the file, because Postgres derives it from the details. The columns of fct_membership_purchases are ${memberships.replaceAll(',', ', ')}, in any order. ${adviceOnHeader}.`,
     },
     {
       what: 'a row without its key',
