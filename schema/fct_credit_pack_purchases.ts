@@ -65,7 +65,7 @@ export const fctCreditPackPurchases = withProperties(
     comment: 'One row per credit pack that a user bought.',
     columns: {
       userId: 'User who bought the credit pack.',
-      branchId: 'Branch that sold the credit pack. It may not be the branch of the user.',
+      branchId: 'Branch that sold the credit pack. It can differ from the branch of the user.',
       creditPackId: 'Identifier of the purchased credit pack within its user.',
       creditPackPurchasedAt:
         'Instant at which the credit pack was purchased. NULL counts as later than any time.',
@@ -73,9 +73,9 @@ export const fctCreditPackPurchases = withProperties(
       creditPackPurchaseDetails:
         'Details of the purchase from upstream: a JSON object with the name of the credit pack and the source of the purchase, each of at most 1,000 bytes, or JSON null.',
       creditPackName:
-        'Name of the credit pack. Derived from the key name of credit_pack_purchase_details, and NULL if the details have none. Write the details, not this column.',
+        'Name of the credit pack. Derived from the key "name" of credit_pack_purchase_details, and NULL if the details have none. Write the details, not this column.',
       creditPackSource:
-        'Source of the purchase. Derived from the key source of credit_pack_purchase_details, and NULL if the details have none. Write the details, not this column.',
+        'Source of the purchase. Derived from the key "source" of credit_pack_purchase_details, and NULL if the details have none. Write the details, not this column.',
     },
     checks: {
       fct_credit_pack_purchases_credit_pack_purchased_at_check: calendarRangeRule,

@@ -65,7 +65,7 @@ export const fctMembershipPurchases = withProperties(
     comment: 'One row per membership that a user bought.',
     columns: {
       userId: 'User who bought the membership.',
-      branchId: 'Branch that sold the membership. It may not be the branch of the user.',
+      branchId: 'Branch that sold the membership. It can differ from the branch of the user.',
       userMembershipId: 'Identifier of the purchased membership within its user.',
       membershipPurchasedAt:
         'Instant at which the membership was purchased. NULL counts as later than any time.',
@@ -73,9 +73,9 @@ export const fctMembershipPurchases = withProperties(
       membershipPurchaseDetails:
         'Details of the purchase from upstream: a JSON object with the name of the membership and the source of the purchase, each of at most 1,000 bytes, or JSON null.',
       membershipName:
-        'Name of the membership. Derived from the key name of membership_purchase_details, and NULL if the details have none. Write the details, not this column.',
+        'Name of the membership. Derived from the key "name" of membership_purchase_details, and NULL if the details have none. Write the details, not this column.',
       membershipSource:
-        'Source of the purchase. Derived from the key source of membership_purchase_details, and NULL if the details have none. Write the details, not this column.',
+        'Source of the purchase. Derived from the key "source" of membership_purchase_details, and NULL if the details have none. Write the details, not this column.',
     },
     checks: {
       fct_membership_purchases_membership_purchased_at_check: calendarRangeRule,

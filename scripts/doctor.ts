@@ -8,7 +8,7 @@ export const doctor = databaseCommand({
     'Checks whether the database that DATABASE_URL names matches what this version declares: its tables, views, grants, and the rows of its views. It changes nothing.',
   summary: 'checks whether the database matches its declaration',
   settings: {
-    maxAge: setting('--max-age <interval>', 'the greatest age of a view', { preset: '26h' }),
+    maxAge: setting('--max-age <interval>', 'how old a view may be', { preset: '26h' }),
     statementTimeout: bounds.statementTimeout,
   },
   exitCodes: { 0: 'healthy', 1: 'findings, or failed with the reason on stderr' },

@@ -205,7 +205,7 @@ async function migrateNext(
         .select({ holder: sql<string>`holder` })
         .from(sql.raw(`(${holdersOfRecords}) as holders`));
       throw new Error(
-        `Nothing was migrated, because the lock of deploys was held for ${lockTimeout}: ${holders.map(({ holder }) => holder).join(', ') || 'another deploy held it until now'}. Migrate again once it is free.`,
+        `Nothing was migrated, because the migration lock was held for ${lockTimeout}: ${holders.map(({ holder }) => holder).join(', ') || 'another session held it until now'}. Migrate again once it is free.`,
       );
     });
     const pending = firstPending(files, await readRecords(tx));

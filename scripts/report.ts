@@ -21,7 +21,7 @@ interface ReportFacts {
 export const report = databaseCommand({
   name: 'report',
   description:
-    'Writes the figures of the database that DATABASE_URL names as one HTML page. The page needs no other file, no server and no network, and contains no data of single users. A member of lead_conversions_reader may run this.',
+    'Writes the figures of the database that DATABASE_URL names as one HTML page. The page needs no other file, no server and no network, and contains no data of individual users. A member of lead_conversions_reader may run this.',
   summary: 'writes the figures as an HTML page',
   settings: {
     out: setting<string | undefined>('--out <file>', 'the HTML file to write, or to replace'),

@@ -48,7 +48,7 @@ export const bounds = {
   ),
   maxLoss: setting(
     '--max-loss <percent>',
-    'the largest share that may disappear: of users and clients in a refresh, of the rows of a table in a load with --snapshot',
+    'the largest share that may be lost: in a refresh, of the users or of the clients; in a load with --snapshot, of the rows of a table',
     { preset: refreshDefaults.maxLoss, variable: 'LEAD_CONVERSIONS_MAX_LOSS' },
   ),
 };

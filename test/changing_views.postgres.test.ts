@@ -833,7 +833,7 @@ describe('a migration beside a refresh', () => {
       const { code, stdout, stderr } = await tree.run(urlAs('owner'), 'drizzle-kit migrate');
       expect(code).toBe(1);
       expect(stdout + stderr).toContain(
-        `Nothing was migrated, because the lock of refreshes was held for 5 minutes: pid ${holder?.pid} (owner, postgres.js) holds ShareUpdateExclusiveLock on view_refreshes. Migrate again once it is free.`,
+        `Nothing was migrated, because the refresh lock was held for 5 minutes: pid ${holder?.pid} (owner, postgres.js) holds ShareUpdateExclusiveLock on view_refreshes. Migrate again once it is free.`,
       );
     });
     expect(await state()).toEqual(before);

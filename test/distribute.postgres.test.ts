@@ -233,7 +233,7 @@ const refusals: Record<string, { make: string | undefined; reason: string | RegE
   'with one table distributed': {
     make: `select distribute('dim_user', 'h', 'user_id', 2)`,
     reason:
-      'Nothing was changed, because Citus already manages some of these tables differently: dim_branch is not a reference table, fct_credit_pack_purchases is not distributed by user_id beside dim_user, fct_membership_purchases is not distributed by user_id beside dim_user. Load the rows into a new database, and distribute that one.',
+      'Nothing was changed, because Citus already manages some of these tables differently: dim_branch is not a reference table, fct_credit_pack_purchases is not distributed by user_id, colocated with dim_user, fct_membership_purchases is not distributed by user_id, colocated with dim_user. Load the rows into a new database, and distribute that one.',
   },
   'with a table distributed by another column': {
     make: `
@@ -247,7 +247,8 @@ const refusals: Record<string, { make: string | undefined; reason: string | RegE
       select distribute('dim_branch', 'n', null, 1), distribute('dim_user', 'h', 'user_id', 2),
         distribute('fct_credit_pack_purchases', 'h', 'user_id', 2),
         distribute('fct_membership_purchases', 'h', 'user_id', 3)`,
-    reason: /differently: fct_membership_purchases is not distributed by user_id beside dim_user\./,
+    reason:
+      /differently: fct_membership_purchases is not distributed by user_id, colocated with dim_user\./,
   },
   'with branches split into shards': {
     make: `
@@ -391,7 +392,7 @@ test('doctor accepts a distributed database, and finds what is wrong with its sh
     insert into pg_dist_node values (3, 2, 'new', 5432, 'primary', true, true)`);
   const found = await doctor();
   expect(found).toContain(
-    'By Citus, fct_credit_pack_purchases is not distributed by user_id beside dim_user.\n',
+    'By Citus, fct_credit_pack_purchases is not distributed by user_id, colocated with dim_user.\n',
   );
   expect(found).toContain('fct_membership_purchases lacks shards.\n');
   expect(found).toContain('fct_credit_pack_purchases has shards on no server.\n');

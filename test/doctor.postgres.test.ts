@@ -454,7 +454,7 @@ describe('finds', () => {
       }
       expect((await doctor()).findings).toContainEqual(
         expect.objectContaining({
-          finding: `${role}, the owner of fct_client_conversion_events, may not read all tables and views that it is computed from.`,
+          finding: `${role}, the owner of fct_client_conversion_events, lacks the privilege to read some of the tables or views that it is computed from.`,
         }),
       );
     } finally {

@@ -119,7 +119,7 @@ describe('npm run migrate', () => {
         stdout: '',
         stderr: expect.stringMatching(
           new RegExp(
-            `^Nothing was migrated, because the lock of deploys was held for 300ms: pid ${holder?.pid} \\(postgres, postgres\\.js\\) holds ShareUpdateExclusiveLock on lead_conversions_migrations\\. Migrate again once it is free\\.\n$`,
+            `^Nothing was migrated, because the migration lock was held for 300ms: pid ${holder?.pid} \\(postgres, postgres\\.js\\) holds ShareUpdateExclusiveLock on lead_conversions_migrations\\. Migrate again once it is free\\.\n$`,
           ),
         ),
       });

@@ -485,7 +485,7 @@ describe('a refresh warns of dead rows that its vacuum may not remove,', () => {
   const warning = (holder: string) =>
     expect.stringMatching(
       new RegExp(
-        `^Warning: fct_client_conversion_events was refreshed and vacuumed, but 1 dead row remains in it, because ${holder} might still read them\\. The view grows with every refresh until that ends\\.\nWarning: fct_lead_conversions .* 2 dead rows `,
+        `^Warning: fct_client_conversion_events was refreshed and vacuumed, but 1 dead row remains in it, because ${holder} might still read them\\. Until that ends, the view grows with every refresh\\.\nWarning: fct_lead_conversions .* 2 dead rows `,
       ),
     );
 

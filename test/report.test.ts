@@ -483,7 +483,7 @@ test('counts users with dates after the refresh, but leaves out their times', as
     ...{ clients: 2, withoutDays: 2, p90Days: null, beforeJoining: 0 },
   });
   expect(warningsOf(figures)).toContain(
-    '2 users joined or converted after the refresh or before 1970, according to the data. They count, but their times are left out.',
+    '2 users joined or converted after the refresh or before 1970, according to the data. These users are counted, but are left out of all times.',
   );
 });
 

@@ -478,7 +478,7 @@ describe.skipIf(!executablePath)('the page of the report', () => {
           'Conversion rate\n31.0%\nShare of users who are clients.\nAll of these months are too early to judge.\nApr 2026 to May 2026: 32.1% against 28.6% (+3.5 points)',
           'Half of clients within\n3 days\nMedian time from joining to conversion, of the clients so far.\n3 days for all, whenever they joined.\nApr 2026 to May 2026: 3 against 3 (0)',
           '9 in 10 clients within\n40 days\n90th percentile of the time from joining to conversion, of the clients so far.\n40 days for all, whenever they joined.\nApr 2026 to May 2026: 40 against 40 (0)',
-          'Bought before joining\n1\nClients with an older purchase, for example from an import. The times leave them out.',
+          'Bought before joining\n1\nClients who bought before they joined, for example in imported data. The times above leave them out.',
         ],
         tables: {
           'Users and clients by month of joining': [
@@ -671,7 +671,7 @@ const columnsOf: Record<string, string[]> = {
   ],
   'Users and clients by branch': [
     ...['Branch', 'City', 'Users', 'Clients', 'Conversion rate', 'Half of clients within'],
-    'Latest user or conversion',
+    'Latest joining or conversion',
   ],
 };
 

@@ -106,10 +106,10 @@ user_first_purchases as (
             as local_user_created_at,
 
         -- Which kind came first is decided by instant, before any time zone
-        -- is applied. A purchase without a time, and one that was never made,
-        -- are later than every dated one. At the same instant, the membership
-        -- converts, also if neither has a time. NULL for a lead, who has
-        -- bought neither.
+        -- is applied. A purchase without a time counts as later than every
+        -- dated one, and so does one that was never made. If both have the
+        -- same instant, or neither has a time, the membership converts. NULL
+        -- for a lead, who has bought neither.
         case
             when
                 coalesce(
@@ -192,11 +192,11 @@ order by user_id
 `),
   {
     comment:
-      'One row per user, leads included: the first membership, the first credit pack, and as client_conversion_... the one of the two that came first. Local times are in the time zone of the branch in branch_id, or in UTC if there is none.',
+      'One row per user, leads included: the first membership, the first credit pack, and, in the columns client_conversion_..., whichever of the two came first. Local times are in the time zone of the branch in branch_id, or in UTC if there is none.',
     columns: {
       userId: 'Identifier of the user.',
       branchId:
-        'Branch of the user. Every local time in the row is in its time zone, or in UTC if there is none.',
+        'Branch of the user. Every local time in the row is in the time zone of this branch. It is in UTC if there is no branch, or if the branch has no time zone.',
       localUserCreatedAt: 'Local time at which the user was created.',
       leadStatus: 'CLIENT once the user has bought a membership or a credit pack, LEAD before.',
       clientConversionEventType:

@@ -100,7 +100,7 @@ filtered_conversions as (
 )
 
 -- One row per user and filter: the columns of figure 1.4.2 of the brief.
--- A user who bought only what the filter does not consider is a LEAD under it,
+-- A user who bought only what the filter does not consider is a LEAD in its row,
 -- without a conversion.
 --
 -- For speed: the rows are in the order of their bytes, column by column. The
@@ -143,14 +143,13 @@ order by
 `),
   {
     comment:
-      'One row per user and filter, three per user, leads included: the purchase that converted the user, if only the purchases that client_conversion_event_filter considers count as a conversion. Local times are in the time zone of the branch in branch_id, or in UTC if there is none.',
+      'One row per user and filter, so three per user, leads included: the purchase that converted the user, if only the purchases that client_conversion_event_filter names count as a conversion. Local times are in the time zone of the branch in branch_id, or in UTC if there is none.',
     columns: {
       userId: 'Identifier of the user.',
       branchId:
-        'Branch of the user. Every local time in the row is in its time zone, or in UTC if there is none.',
+        'Branch of the user. Every local time in the row is in the time zone of this branch. It is in UTC if there is no branch, or if the branch has no time zone.',
       localUserCreatedAt: 'Local time at which the user was created.',
-      leadStatus:
-        'CLIENT if the user has bought anything that the filter considers, otherwise LEAD.',
+      leadStatus: 'CLIENT if the user has bought anything that the filter counts, otherwise LEAD.',
       clientConversionEventType:
         'Kind of the converting purchase, MEMBERSHIP or USER_CREDIT (a credit pack). NULL for a lead.',
       clientConversionEventId: 'Identifier of the converting purchase.',
@@ -159,7 +158,7 @@ order by
       clientConversionEventName: 'Name of the product bought in the converting purchase.',
       clientConversionEventSource: 'Source of the converting purchase.',
       clientConversionEventFilter:
-        'Purchases that count as a conversion in this row. MEMBERSHIP: only memberships. USER_CREDIT: only credit packs. ALL: both. A report reads one of the three.',
+        'Purchases that count as a conversion in this row. MEMBERSHIP: only memberships. USER_CREDIT: only credit packs. ALL: both. A query should name exactly one of the three.',
     },
     uniqueKey: ['userId', 'clientConversionEventFilter'],
     reads: [

@@ -73,7 +73,7 @@ export async function vacuum(
       const rows =
         after.deadRows === 1 ? '1 dead row remains' : `${after.deadRows} dead rows remain`;
       return [
-        `${view} was ${done} and vacuumed, but ${rows} in it, because ${holders} might still read them. The view grows with every refresh until that ends.`,
+        `${view} was ${done} and vacuumed, but ${rows} in it, because ${holders} might still read them. Until that ends, the view grows with every refresh.`,
       ];
     }
     if (overdue.signal.aborted) {

@@ -29,7 +29,7 @@ export const viewRefreshes = withProperties(
       startedAt:
         'Instant at which the refresh began, the same for all views of one refresh. The view shows everything that was committed by then.',
       finishedAt:
-        'Instant at which the view was up to date. Readers saw it after the commit, when all views were up to date.',
+        'Instant at which this view had been brought up to date. Readers see the result after the commit, once all views are up to date.',
       mode: 'How the view was brought up to date. concurrently: the rows that differed were changed. populate: a plain REFRESH filled a view that was not populated. unchanged: nothing was done, because nothing that the view reads had changed.',
       rows: 'Rows in the view after the refresh.',
       inserted: 'Rows that the refresh inserted. A changed row is one deleted and one inserted.',

@@ -3,9 +3,9 @@
 -- reads them. Written by "npm run generate -- --baseline" from the declarations
 -- in schema/ and views/.
 --
--- Every name in this file is in pg_catalog or has its schema. So it never means
--- an object that others have created under the same name in a schema that they
--- may write to.
+-- Every name in this file is in pg_catalog or is qualified with its schema. So
+-- no name can mean an object that others have created under the same name in
+-- another schema.
 SET LOCAL search_path TO pg_catalog, pg_temp;--> statement-breakpoint
 SET LOCAL statement_timeout TO 0;--> statement-breakpoint
 SET LOCAL lock_timeout TO '10s';--> statement-breakpoint
@@ -113,13 +113,13 @@ ALTER TABLE "public"."fct_credit_pack_purchases" ADD CONSTRAINT "fct_credit_pack
 CREATE INDEX "fct_credit_pack_purchases_first" ON "public"."fct_credit_pack_purchases" USING btree ("user_id","credit_pack_purchased_at","credit_pack_id","credit_pack_name","credit_pack_source");--> statement-breakpoint
 COMMENT ON TABLE "public"."fct_credit_pack_purchases" IS 'One row per credit pack that a user bought.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_credit_pack_purchases"."user_id" IS 'User who bought the credit pack.';--> statement-breakpoint
-COMMENT ON COLUMN "public"."fct_credit_pack_purchases"."branch_id" IS 'Branch that sold the credit pack. It may not be the branch of the user.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."fct_credit_pack_purchases"."branch_id" IS 'Branch that sold the credit pack. It can differ from the branch of the user.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_credit_pack_purchases"."credit_pack_id" IS 'Identifier of the purchased credit pack within its user.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_credit_pack_purchases"."credit_pack_purchased_at" IS 'Instant at which the credit pack was purchased. NULL counts as later than any time.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_credit_pack_purchases"."created_at" IS 'Instant at which the credit pack was created.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_credit_pack_purchases"."credit_pack_purchase_details" IS 'Details of the purchase from upstream: a JSON object with the name of the credit pack and the source of the purchase, each of at most 1,000 bytes, or JSON null.';--> statement-breakpoint
-COMMENT ON COLUMN "public"."fct_credit_pack_purchases"."credit_pack_name" IS 'Name of the credit pack. Derived from the key name of credit_pack_purchase_details, and NULL if the details have none. Write the details, not this column.';--> statement-breakpoint
-COMMENT ON COLUMN "public"."fct_credit_pack_purchases"."credit_pack_source" IS 'Source of the purchase. Derived from the key source of credit_pack_purchase_details, and NULL if the details have none. Write the details, not this column.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."fct_credit_pack_purchases"."credit_pack_name" IS 'Name of the credit pack. Derived from the key "name" of credit_pack_purchase_details, and NULL if the details have none. Write the details, not this column.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."fct_credit_pack_purchases"."credit_pack_source" IS 'Source of the purchase. Derived from the key "source" of credit_pack_purchase_details, and NULL if the details have none. Write the details, not this column.';--> statement-breakpoint
 COMMENT ON CONSTRAINT "fct_credit_pack_purchases_branch_id_check" ON "public"."fct_credit_pack_purchases" IS 'must be at most 255 bytes long';--> statement-breakpoint
 COMMENT ON CONSTRAINT "fct_credit_pack_purchases_created_at_check" ON "public"."fct_credit_pack_purchases" IS 'must be in the years 1 to 9999 (UTC)';--> statement-breakpoint
 COMMENT ON CONSTRAINT "fct_credit_pack_purchases_credit_pack_id_check" ON "public"."fct_credit_pack_purchases" IS 'must be at most 255 bytes long';--> statement-breakpoint
@@ -153,13 +153,13 @@ ALTER TABLE "public"."fct_membership_purchases" ADD CONSTRAINT "fct_membership_p
 CREATE INDEX "fct_membership_purchases_first" ON "public"."fct_membership_purchases" USING btree ("user_id","membership_purchased_at","user_membership_id","membership_name","membership_source");--> statement-breakpoint
 COMMENT ON TABLE "public"."fct_membership_purchases" IS 'One row per membership that a user bought.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_membership_purchases"."user_id" IS 'User who bought the membership.';--> statement-breakpoint
-COMMENT ON COLUMN "public"."fct_membership_purchases"."branch_id" IS 'Branch that sold the membership. It may not be the branch of the user.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."fct_membership_purchases"."branch_id" IS 'Branch that sold the membership. It can differ from the branch of the user.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_membership_purchases"."user_membership_id" IS 'Identifier of the purchased membership within its user.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_membership_purchases"."membership_purchased_at" IS 'Instant at which the membership was purchased. NULL counts as later than any time.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_membership_purchases"."created_at" IS 'Instant at which the membership was created.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_membership_purchases"."membership_purchase_details" IS 'Details of the purchase from upstream: a JSON object with the name of the membership and the source of the purchase, each of at most 1,000 bytes, or JSON null.';--> statement-breakpoint
-COMMENT ON COLUMN "public"."fct_membership_purchases"."membership_name" IS 'Name of the membership. Derived from the key name of membership_purchase_details, and NULL if the details have none. Write the details, not this column.';--> statement-breakpoint
-COMMENT ON COLUMN "public"."fct_membership_purchases"."membership_source" IS 'Source of the purchase. Derived from the key source of membership_purchase_details, and NULL if the details have none. Write the details, not this column.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."fct_membership_purchases"."membership_name" IS 'Name of the membership. Derived from the key "name" of membership_purchase_details, and NULL if the details have none. Write the details, not this column.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."fct_membership_purchases"."membership_source" IS 'Source of the purchase. Derived from the key "source" of membership_purchase_details, and NULL if the details have none. Write the details, not this column.';--> statement-breakpoint
 COMMENT ON CONSTRAINT "fct_membership_purchases_branch_id_check" ON "public"."fct_membership_purchases" IS 'must be at most 255 bytes long';--> statement-breakpoint
 COMMENT ON CONSTRAINT "fct_membership_purchases_created_at_check" ON "public"."fct_membership_purchases" IS 'must be in the years 1 to 9999 (UTC)';--> statement-breakpoint
 COMMENT ON CONSTRAINT "fct_membership_purchases_details_check" ON "public"."fct_membership_purchases" IS 'must not have a name or a source of more than 1,000 bytes';--> statement-breakpoint
@@ -219,7 +219,7 @@ COMMENT ON TABLE "public"."view_refreshes" IS 'One row per view and refresh, wri
 COMMENT ON COLUMN "public"."view_refreshes"."id" IS 'Number of the row. A later refresh has a higher one.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."view_refreshes"."view" IS 'Name of the view.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."view_refreshes"."started_at" IS 'Instant at which the refresh began, the same for all views of one refresh. The view shows everything that was committed by then.';--> statement-breakpoint
-COMMENT ON COLUMN "public"."view_refreshes"."finished_at" IS 'Instant at which the view was up to date. Readers saw it after the commit, when all views were up to date.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."view_refreshes"."finished_at" IS 'Instant at which this view had been brought up to date. Readers see the result after the commit, once all views are up to date.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."view_refreshes"."mode" IS 'How the view was brought up to date. concurrently: the rows that differed were changed. populate: a plain REFRESH filled a view that was not populated. unchanged: nothing was done, because nothing that the view reads had changed.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."view_refreshes"."rows" IS 'Rows in the view after the refresh.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."view_refreshes"."inserted" IS 'Rows that the refresh inserted. A changed row is one deleted and one inserted.';--> statement-breakpoint
@@ -229,14 +229,14 @@ COMMENT ON COLUMN "public"."view_refreshes"."package_version" IS 'Version of lea
 COMMENT ON COLUMN "public"."view_refreshes"."server" IS 'Server on which the refresh ran: system_identifier of pg_control_system(). Rows of another server came here with a copy of the data, and say nothing about the views here.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."view_refreshes"."basis" IS 'What the refresh saw of the view and of everything that the view reads. The next refresh compares it with what it sees, to know whether anything has changed. NULL if the refresh could not see everything: the next one then recomputes the view.';--> statement-breakpoint
 
--- If row-level security hides rows from the owner of a view, REFRESH then
--- fails, and does not fill the view with the other rows.
+-- With this setting, REFRESH fails if row-level security hides rows from the
+-- owner of a view, instead of filling the view with the other rows.
 SET LOCAL row_security TO off;--> statement-breakpoint
 
 -- One row per user, leads included: the first membership, the first credit
--- pack, and as client_conversion_... the one of the two that came first. Local
--- times are in the time zone of the branch in branch_id, or in UTC if there is
--- none.
+-- pack, and, in the columns client_conversion_..., whichever of the two came
+-- first. Local times are in the time zone of the branch in branch_id, or in UTC
+-- if there is none.
 CREATE MATERIALIZED VIEW "public"."fct_client_conversion_events" AS (
 with
 
@@ -305,10 +305,10 @@ user_first_purchases as (
             as local_user_created_at,
 
         -- Which kind came first is decided by instant, before any time zone
-        -- is applied. A purchase without a time, and one that was never made,
-        -- are later than every dated one. At the same instant, the membership
-        -- converts, also if neither has a time. NULL for a lead, who has
-        -- bought neither.
+        -- is applied. A purchase without a time counts as later than every
+        -- dated one, and so does one that was never made. If both have the
+        -- same instant, or neither has a time, the membership converts. NULL
+        -- for a lead, who has bought neither.
         case
             when
                 coalesce(
@@ -391,9 +391,9 @@ order by user_id
 ) WITH NO DATA;--> statement-breakpoint
 REFRESH MATERIALIZED VIEW "public"."fct_client_conversion_events";--> statement-breakpoint
 CREATE UNIQUE INDEX "fct_client_conversion_events_user_id_key" ON "public"."fct_client_conversion_events" USING btree ("user_id");--> statement-breakpoint
-COMMENT ON MATERIALIZED VIEW "public"."fct_client_conversion_events" IS 'One row per user, leads included: the first membership, the first credit pack, and as client_conversion_... the one of the two that came first. Local times are in the time zone of the branch in branch_id, or in UTC if there is none.';--> statement-breakpoint
+COMMENT ON MATERIALIZED VIEW "public"."fct_client_conversion_events" IS 'One row per user, leads included: the first membership, the first credit pack, and, in the columns client_conversion_..., whichever of the two came first. Local times are in the time zone of the branch in branch_id, or in UTC if there is none.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_client_conversion_events"."user_id" IS 'Identifier of the user.';--> statement-breakpoint
-COMMENT ON COLUMN "public"."fct_client_conversion_events"."branch_id" IS 'Branch of the user. Every local time in the row is in its time zone, or in UTC if there is none.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."fct_client_conversion_events"."branch_id" IS 'Branch of the user. Every local time in the row is in the time zone of this branch. It is in UTC if there is no branch, or if the branch has no time zone.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_client_conversion_events"."local_user_created_at" IS 'Local time at which the user was created.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_client_conversion_events"."lead_status" IS 'CLIENT once the user has bought a membership or a credit pack, LEAD before.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_client_conversion_events"."client_conversion_event_type" IS 'Kind of purchase that came first, MEMBERSHIP or USER_CREDIT (a credit pack). MEMBERSHIP if both came at the same instant or neither has a time. NULL for a lead.';--> statement-breakpoint
@@ -412,10 +412,10 @@ COMMENT ON COLUMN "public"."fct_client_conversion_events"."first_credit_pack_sou
 COMMENT ON INDEX "public"."fct_client_conversion_events_user_id_key" IS 'One row per user_id. REFRESH MATERIALIZED VIEW CONCURRENTLY needs it.';--> statement-breakpoint
 ANALYZE "public"."fct_client_conversion_events";--> statement-breakpoint
 
--- One row per user and filter, three per user, leads included: the purchase
+-- One row per user and filter, so three per user, leads included: the purchase
 -- that converted the user, if only the purchases that
--- client_conversion_event_filter considers count as a conversion. Local times
--- are in the time zone of the branch in branch_id, or in UTC if there is none.
+-- client_conversion_event_filter names count as a conversion. Local times are
+-- in the time zone of the branch in branch_id, or in UTC if there is none.
 CREATE MATERIALIZED VIEW "public"."fct_lead_conversions" AS (
 with
 
@@ -487,7 +487,7 @@ filtered_conversions as (
 )
 
 -- One row per user and filter: the columns of figure 1.4.2 of the brief.
--- A user who bought only what the filter does not consider is a LEAD under it,
+-- A user who bought only what the filter does not consider is a LEAD in its row,
 -- without a conversion.
 --
 -- For speed: the rows are in the order of their bytes, column by column. The
@@ -531,17 +531,17 @@ order by
 REFRESH MATERIALIZED VIEW "public"."fct_lead_conversions";--> statement-breakpoint
 CREATE INDEX "fct_lead_conversions_branch_id_local_user_created_at_idx" ON "public"."fct_lead_conversions" USING btree ("branch_id","local_user_created_at");--> statement-breakpoint
 CREATE UNIQUE INDEX "fct_lead_conversions_user_id_client_conversion_event_filter_key" ON "public"."fct_lead_conversions" USING btree ("user_id","client_conversion_event_filter");--> statement-breakpoint
-COMMENT ON MATERIALIZED VIEW "public"."fct_lead_conversions" IS 'One row per user and filter, three per user, leads included: the purchase that converted the user, if only the purchases that client_conversion_event_filter considers count as a conversion. Local times are in the time zone of the branch in branch_id, or in UTC if there is none.';--> statement-breakpoint
+COMMENT ON MATERIALIZED VIEW "public"."fct_lead_conversions" IS 'One row per user and filter, so three per user, leads included: the purchase that converted the user, if only the purchases that client_conversion_event_filter names count as a conversion. Local times are in the time zone of the branch in branch_id, or in UTC if there is none.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_lead_conversions"."user_id" IS 'Identifier of the user.';--> statement-breakpoint
-COMMENT ON COLUMN "public"."fct_lead_conversions"."branch_id" IS 'Branch of the user. Every local time in the row is in its time zone, or in UTC if there is none.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."fct_lead_conversions"."branch_id" IS 'Branch of the user. Every local time in the row is in the time zone of this branch. It is in UTC if there is no branch, or if the branch has no time zone.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_lead_conversions"."local_user_created_at" IS 'Local time at which the user was created.';--> statement-breakpoint
-COMMENT ON COLUMN "public"."fct_lead_conversions"."lead_status" IS 'CLIENT if the user has bought anything that the filter considers, otherwise LEAD.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."fct_lead_conversions"."lead_status" IS 'CLIENT if the user has bought anything that the filter counts, otherwise LEAD.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_lead_conversions"."client_conversion_event_type" IS 'Kind of the converting purchase, MEMBERSHIP or USER_CREDIT (a credit pack). NULL for a lead.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_lead_conversions"."client_conversion_event_id" IS 'Identifier of the converting purchase.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_lead_conversions"."client_conversion_event_local_created_at" IS 'Local time of the converting purchase. NULL for a lead, and if upstream gave no time.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_lead_conversions"."client_conversion_event_name" IS 'Name of the product bought in the converting purchase.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_lead_conversions"."client_conversion_event_source" IS 'Source of the converting purchase.';--> statement-breakpoint
-COMMENT ON COLUMN "public"."fct_lead_conversions"."client_conversion_event_filter" IS 'Purchases that count as a conversion in this row. MEMBERSHIP: only memberships. USER_CREDIT: only credit packs. ALL: both. A report reads one of the three.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."fct_lead_conversions"."client_conversion_event_filter" IS 'Purchases that count as a conversion in this row. MEMBERSHIP: only memberships. USER_CREDIT: only credit packs. ALL: both. A query should name exactly one of the three.';--> statement-breakpoint
 COMMENT ON INDEX "public"."fct_lead_conversions_branch_id_local_user_created_at_idx" IS 'Finds the users of a branch, and among them those created between two dates.';--> statement-breakpoint
 COMMENT ON INDEX "public"."fct_lead_conversions_user_id_client_conversion_event_filter_key" IS 'One row per user_id and client_conversion_event_filter. REFRESH MATERIALIZED VIEW CONCURRENTLY needs it.';--> statement-breakpoint
 ANALYZE "public"."fct_lead_conversions";--> statement-breakpoint
@@ -566,7 +566,7 @@ EXCEPTION
 END
 $$;--> statement-breakpoint
 
--- The default privileges of a database may give other roles rights on new
+-- The default privileges of a database may give other roles privileges on new
 -- objects. This revokes them all. The declared grants follow.
 DO $$
 DECLARE

@@ -263,7 +263,7 @@ export async function strangelyDistributed(tx: Session): Promise<string[] | unde
         .map(({ name, column }) =>
           column === undefined
             ? `${name} is not a reference table`
-            : `${name} is not distributed by ${column}${name === first?.name ? '' : ` beside ${first?.name}`}`,
+            : `${name} is not distributed by ${column}${name === first?.name ? '' : `, colocated with ${first?.name}`}`,
         );
 }
 

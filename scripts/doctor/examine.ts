@@ -855,7 +855,7 @@ const checks: Record<string, Check> = {
         if (error.constructor !== Error) {
           throw error;
         }
-        find(error.message, [getViewName(view)], 'The finding says how.');
+        find(error.message, [getViewName(view)], 'Do what the finding says.');
       });
     }
     const texts: Record<'deployed' | 'declared', string[]> = { deployed: [], declared: [] };
@@ -877,7 +877,7 @@ const checks: Record<string, Check> = {
         .where(sql`oid = to_regclass(${`public.${name}`})`);
       if (found && found.hidden.length > 0) {
         find(
-          `${found.owner}, the owner of ${name}, may not read all tables and views that it is computed from.`,
+          `${found.owner}, the owner of ${name}, lacks the privilege to read some of the tables or views that it is computed from.`,
           found.hidden,
           `grant select on ${found.hidden.map((input) => `public.${input}`).join(', ')} to ${quoted(found.owner)};`,
         );

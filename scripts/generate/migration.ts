@@ -114,7 +114,7 @@ export async function completeMigration(
     await add(takeTurn(createdAt + files.length));
     await add(
       lockRefreshes,
-      'No refresh may run at the same time. This waits up to five minutes for a running refresh, and then fails with its name.',
+      'No refresh may run at the same time. This waits up to five minutes for a running refresh, and then fails and names its session.',
     );
     const begun = migration.length;
     await phase(db, plan, add);
@@ -235,7 +235,7 @@ async function replaceViews(db: Session, plan: Plan, add: Add): Promise<void> {
   if (replaced.length > 0) {
     await add(
       `CREATE SCHEMA "${scratch}";`,
-      'The new views are first created in a schema of their own. REFRESH fills them, because transactions that began earlier see its rows too.',
+      'The new views are first created in a schema of their own. REFRESH fills them, because the rows that it writes are visible even to transactions that began earlier.',
     );
   }
   if (plan.isUnderViews) {
@@ -523,7 +523,7 @@ export async function completeBaseline(
 const takeAllRows = 'SET LOCAL row_security TO off;';
 
 const takeAllRowsNote =
-  'If row-level security hides rows from the owner of a view, REFRESH then fails, and does not fill the view with the other rows.';
+  'With this setting, REFRESH fails if row-level security hides rows from the owner of a view, instead of filling the view with the other rows.';
 
 const firstView = getViewName(fctClientConversionEvents);
 
@@ -531,7 +531,7 @@ const viewNames = () => viewsInOrder.map((view) => getMaterializedViewConfig(vie
 
 /** Puts a description before a migration. */
 const beginningWith = (heading: string, [first, ...others]: string[]) => [
-  `${comment(heading)}\n--\n${comment('Every name in this file is in pg_catalog or has its schema. So it never means an object that others have created under the same name in a schema that they may write to.')}\n${first}`,
+  `${comment(heading)}\n--\n${comment('Every name in this file is in pg_catalog or is qualified with its schema. So no name can mean an object that others have created under the same name in another schema.')}\n${first}`,
   ...others,
 ];
 

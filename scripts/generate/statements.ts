@@ -140,7 +140,7 @@ END
 $$;`;
 
 export const revokeNote =
-  'The default privileges of a database may give other roles rights on new objects. This revokes them all. The declared grants follow.';
+  'The default privileges of a database may give other roles privileges on new objects. This revokes them all. The declared grants follow.';
 
 /**
  * Returns a statement that revokes all rights on relations and their sequences from everybody but
@@ -211,7 +211,7 @@ BEGIN
 	SET LOCAL lock_timeout TO '${lockTimeout}';
 EXCEPTION
 	WHEN lock_not_available THEN
-		RAISE EXCEPTION 'Nothing was migrated, because the lock of refreshes was held for 5 minutes: %. Migrate again once it is free.', (
+		RAISE EXCEPTION 'Nothing was migrated, because the refresh lock was held for 5 minutes: %. Migrate again once it is free.', (
 			SELECT string_agg(holder, ', ')
 			FROM (${holdersOf(['public.view_refreshes'], isInTheWay)}) AS holders
 		);

@@ -231,7 +231,7 @@ export async function explainFailure(
   }
   if (cause.code === FOREIGN_KEY_VIOLATION) {
     return new Error(
-      `Nothing was loaded: ${[cause.message, cause.detail].filter(Boolean).join('. ')} Either a table outside this package refers to rows that --snapshot would delete, or another session wrote to these tables at the same time. Delete those rows in the first case, and load again.`,
+      `Nothing was loaded: ${[cause.message, cause.detail].filter(Boolean).join('. ')} Either a table outside this package refers to rows that --snapshot would delete, or another session wrote to these tables at the same time. In the first case, delete the rows that refer to them. Then load again.`,
       { cause },
     );
   }

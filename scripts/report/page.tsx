@@ -163,7 +163,7 @@ const notes: { figure: Query; title: string; text: string }[] = [
   {
     figure: 'everybody',
     title: 'When a month is old enough to judge',
-    text: 'As above, but of all users, whenever they joined. Their 90th percentile decides which months are old enough.',
+    text: 'The same figures for all users, whenever they joined. Their 90th percentile decides which months are old enough.',
   },
   {
     figure: 'comparison',
@@ -173,7 +173,7 @@ const notes: { figure: Query; title: string; text: string }[] = [
   {
     figure: 'comparisonBefore',
     title: 'Changes: the months before',
-    text: 'For the earlier users, only purchases up to the same number of months earlier count, so both had about the same time to convert. Months differ by up to three days.',
+    text: 'The purchases of the earlier users count only up to a day that is the same number of months earlier, so both groups had about the same time to convert. Months differ by up to three days.',
   },
   {
     figure: 'months',

@@ -247,7 +247,7 @@ function Tiles(panel: Panel) {
       term: 'Bought before joining',
       value: count(beforeJoining),
       notes: [
-        'Clients with an older purchase, for example from an import. The times leave them out.',
+        'Clients who bought before they joined, for example in imported data. The times above leave them out.',
       ],
     },
     ...(withoutDays === 0
@@ -655,7 +655,7 @@ function branchCards({ filter, headline, branches, isOfOneBranch }: Panel): Comp
       caption="Users and clients by branch"
       columns={[
         ...['Branch', 'City', 'Users', 'Clients', 'Conversion rate', 'Half of clients within'],
-        'Latest user or conversion',
+        'Latest joining or conversion',
       ]}
       textColumns={2}
       rows={branches.map((branch) => [

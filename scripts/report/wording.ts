@@ -205,7 +205,7 @@ export function warningsOf(figures: Figures): string[] {
   warnings.push(...silenceOf(figures));
   if (mistaken > 0) {
     warnings.push(
-      `${counted(mistaken, 'user')} joined or converted after the refresh or before 1970, according to the data. They count, but their times are left out.`,
+      `${counted(mistaken, 'user')} joined or converted after the refresh or before 1970, according to the data. These users are counted, but are left out of all times.`,
     );
   }
   if (headlines.every(({ users }) => users === 0)) {
