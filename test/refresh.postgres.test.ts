@@ -362,7 +362,11 @@ describe('a refresh', () => {
 });
 
 describe('the bounds of a refresh', () => {
-  const variables = { LEAD_CONVERSIONS_LOCK_TIMEOUT: '300ms', LEAD_CONVERSIONS_WORK_MEM: '' };
+  const variables = {
+    LEAD_CONVERSIONS_LOCK_TIMEOUT: '300ms',
+    LEAD_CONVERSIONS_RETRIES: '0',
+    LEAD_CONVERSIONS_WORK_MEM: '',
+  };
 
   test.each([
     [[], '300ms'],
