@@ -73,13 +73,14 @@ export async function migrateDatabase(
   } catch (error) {
     // If a migration has failed, its own error names it.
     if (reasonOf(error).code === INSUFFICIENT_PRIVILEGE) {
-      throw new Error(
-        `This role may not migrate: ${explain(error)}. Migrate as the owner of the tables and views. For the first migration, grant the role create on the database and on the schema public.`,
-      );
+      throw new Error(`This role may not migrate: ${explain(error)}. ${adviceOnPrivileges}`);
     }
     throw error;
   }
 }
+
+const adviceOnPrivileges =
+  'Migrate as the owner of the tables and views. For the first migration, grant the role create on the database and on the schema public.';
 
 /** Returns the migrations of this version, in the order of the journal. */
 function readMigrations(): Migration[] {
@@ -218,8 +219,13 @@ async function migrateNext(
     for (const statement of pending.statements) {
       await tx.execute(sql.raw(statement)).catch((error) => {
         const reason = explain(error);
-        const outcome = reason.startsWith('Nothing was') ? ':' : ' failed, and changed nothing.';
-        throw new Error(`${pending.tag}${outcome} ${reason}`, { cause: reasonOf(error) });
+        const outcome = reason.startsWith('Nothing was') ? '' : ' failed, and changed nothing';
+        const advice = /^permission denied|^must be owner/.test(reason)
+          ? `. ${adviceOnPrivileges}`
+          : '';
+        throw new Error(`${pending.tag}${outcome}: ${reason}${advice}`, {
+          cause: reasonOf(error),
+        });
       });
     }
     await tx.execute(

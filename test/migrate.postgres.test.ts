@@ -167,7 +167,7 @@ describe('npm run migrate', () => {
       code: 1,
       stdout: '',
       stderr:
-        '0000_lead_conversions failed, and changed nothing. relation "fct_lead_conversions" already exists\n',
+        '0000_lead_conversions failed, and changed nothing: relation "fct_lead_conversions" already exists\n',
     });
     expect(await session`select tablename from pg_tables where schemaname = 'public'`).toEqual([]);
     expect(await records()).toEqual([]);
@@ -187,6 +187,26 @@ describe('npm run migrate', () => {
       });
     } finally {
       await session`drop role may_not_migrate`;
+    }
+  });
+
+  test('says which privileges the first migration needs', async () => {
+    const url = new URL(unmigrated.url);
+    url.username = 'first_to_migrate';
+    const [{ name } = { name: '' }] = await session<{ name: string }[]>`
+      select current_database() as name`;
+    await session`create role first_to_migrate login`;
+    try {
+      await session`grant create on database ${session(name)} to first_to_migrate`;
+      expect(await run(url.href, 'npm run migrate')).toEqual({
+        code: 1,
+        stdout: '',
+        stderr:
+          '0000_lead_conversions failed, and changed nothing: permission denied for schema public. Migrate as the owner of the tables and views. For the first migration, grant the role create on the database and on the schema public.\n',
+      });
+    } finally {
+      await session`drop owned by first_to_migrate`;
+      await session`drop role first_to_migrate`;
     }
   });
 
