@@ -19,7 +19,7 @@ const program = command({
   name: 'generate',
   isOfRepository: true,
   description:
-    'Compares the result of all migrations with the declarations in schema/ and views/, and writes the migration that is missing. Needs no database.',
+    'Compares the result of all migrations with the declarations in schema/ and views/, and writes the missing migration. Needs no database.',
   settings,
   example: '--name days_to_conversion',
 }).action(async ({ name, check, baseline }: Values<typeof settings>) => {

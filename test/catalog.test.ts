@@ -11,7 +11,12 @@ import {
 import { expect, test } from 'vitest';
 import { inputTables } from '../schema/input_tables.ts';
 import { withProperties } from '../schema/properties.ts';
-import { declarations, declaredRelations, readRelations } from '../scripts/relations.ts';
+import {
+  columnOrder,
+  declarations,
+  declaredRelations,
+  readRelations,
+} from '../scripts/relations.ts';
 import { viewsInOrder } from '../views/refresh.ts';
 import { useDatabase } from './support/database.ts';
 
@@ -133,9 +138,11 @@ test.each<[page: string, relation: string]>([
     new RegExp(`^\`${relation}\`(?:, one row per .*)?:$`, 'm'),
   );
   const [table = ''] = /\n\|.*?\n\n/s.exec(section) ?? [];
+  const order = columnOrder(relation);
   const columns = declaredRelations()
     .find(({ name }) => name === relation)
-    ?.comments.filter(({ on }) => on === 'COLUMN');
+    ?.comments.filter(({ on }) => on === 'COLUMN')
+    .toSorted((one, other) => order.indexOf(one.name) - order.indexOf(other.name));
   const rows = [...table.matchAll(/^\| `(\w+)` +\|(?: \w+ +\|)? (.*?) +\|$/gm)];
   expect(rows.map(([, ...cells]) => cells)).toEqual(columns?.map(({ name, text }) => [name, text]));
 });

@@ -77,7 +77,7 @@ export async function readPrepared(tx: Session): Promise<string[]> {
 
 /** What to do if a prepared transaction stays. */
 export const adviceOnPrepared =
-  'Citus commits such a transaction within a minute after a lost server is back. If one remains, run "select recover_prepared_transactions()" on the coordinator, and check that max_worker_processes is high enough: Citus needs one background process per database.';
+  'Once a lost server is back, Citus commits such a transaction within a minute. If one remains, run "select recover_prepared_transactions()" on the coordinator, and check that max_worker_processes is high enough: Citus needs one background process per database.';
 
 /** How often to check whether a commit has arrived, and the pause after each check, in seconds. */
 const looks = 10;

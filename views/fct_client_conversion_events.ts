@@ -147,13 +147,12 @@ user_first_purchases as (
 
 )
 
--- One row per user: the columns of figure 1.4.1 of the brief. Those that
--- begin with client_conversion_ repeat the first purchase of the kind that came
--- first.
+-- One row per user: the columns of figure 1.4.1 of the brief. Those that begin
+-- with client_conversion_ repeat the first purchase of the kind that came first.
 --
 -- For speed: the rows are in the byte order of user_id. REFRESH MATERIALIZED
--- VIEW CONCURRENTLY sorts all new rows that contain no NULL by their bytes, to look
--- for duplicates. Rows that are already in order take little time to sort.
+-- VIEW CONCURRENTLY sorts all new rows that contain no NULL by their bytes, to
+-- look for duplicates. Rows that are already in order take little time to sort.
 select
     user_id,
     branch_id,
@@ -196,7 +195,7 @@ order by user_id
     columns: {
       userId: 'Identifier of the user.',
       branchId:
-        'Branch of the user. Every local time in the row is in the time zone of this branch. It is in UTC if there is no branch, or if the branch has no time zone.',
+        'Branch of the user. All local times in the row are in the time zone of this branch, or in UTC if the user has no branch or the branch has no time zone.',
       localUserCreatedAt: 'Local time at which the user was created.',
       leadStatus: 'CLIENT once the user has bought a membership or a credit pack, LEAD before.',
       clientConversionEventType:

@@ -33,12 +33,12 @@ export const fctLeadConversions = withProperties(
 with
 
 -- One row per filter that report users can choose: what a gym may count as a
--- conversion. Product owns this list. A new filter is a new line, which says which
--- kinds of purchase it considers. (With a third kind of purchase, a filter could
--- consider two of the three. It would then take the earliest of these by instant,
--- and at the same instant in the order of fct_client_conversion_events. That view
--- would have to return the instants of all first purchases, because local times
--- do not show which one came first.)
+-- conversion. Product owns this list. A new filter is a new line, which says
+-- which kinds of purchase it considers. (With a third kind of purchase, a filter
+-- could consider two of the three. It would then take the earliest of these by
+-- instant, with ties as in fct_client_conversion_events. That view would have to
+-- return the instants of all first purchases, because local times do not show
+-- which one came first.)
 conversion_filters (
     client_conversion_event_filter,
     considers_memberships,
@@ -99,16 +99,16 @@ filtered_conversions as (
 
 )
 
--- One row per user and filter: the columns of figure 1.4.2 of the brief.
--- A user who bought only what the filter does not consider is a LEAD in its row,
+-- One row per user and filter: the columns of figure 1.4.2 of the brief. A user
+-- who bought only what the filter does not consider is a LEAD in this row,
 -- without a conversion.
 --
 -- For speed: the rows are in the order of their bytes, column by column. The
 -- columns between user_id and lead_status are the same in all rows of a user. A
 -- CLIENT comes before a LEAD, whose type is NULL. The columns between type and
 -- filter follow from the type. REFRESH MATERIALIZED VIEW CONCURRENTLY sorts all
--- rows that contain no NULL in this order to look for duplicates, so its sort has
--- little to do.
+-- rows that contain no NULL in this order to look for duplicates, so its sort
+-- has little to do.
 select
     user_id,
     branch_id,
@@ -147,7 +147,7 @@ order by
     columns: {
       userId: 'Identifier of the user.',
       branchId:
-        'Branch of the user. Every local time in the row is in the time zone of this branch. It is in UTC if there is no branch, or if the branch has no time zone.',
+        'Branch of the user. All local times in the row are in the time zone of this branch, or in UTC if the user has no branch or the branch has no time zone.',
       localUserCreatedAt: 'Local time at which the user was created.',
       leadStatus: 'CLIENT if the user has bought anything that the filter counts, otherwise LEAD.',
       clientConversionEventType:

@@ -346,13 +346,12 @@ user_first_purchases as (
 
 )
 
--- One row per user: the columns of figure 1.4.1 of the brief. Those that
--- begin with client_conversion_ repeat the first purchase of the kind that came
--- first.
+-- One row per user: the columns of figure 1.4.1 of the brief. Those that begin
+-- with client_conversion_ repeat the first purchase of the kind that came first.
 --
 -- For speed: the rows are in the byte order of user_id. REFRESH MATERIALIZED
--- VIEW CONCURRENTLY sorts all new rows that contain no NULL by their bytes, to look
--- for duplicates. Rows that are already in order take little time to sort.
+-- VIEW CONCURRENTLY sorts all new rows that contain no NULL by their bytes, to
+-- look for duplicates. Rows that are already in order take little time to sort.
 select
     user_id,
     branch_id,
@@ -393,7 +392,7 @@ REFRESH MATERIALIZED VIEW "public"."fct_client_conversion_events";--> statement-
 CREATE UNIQUE INDEX "fct_client_conversion_events_user_id_key" ON "public"."fct_client_conversion_events" USING btree ("user_id");--> statement-breakpoint
 COMMENT ON MATERIALIZED VIEW "public"."fct_client_conversion_events" IS 'One row per user, leads included: the first membership, the first credit pack, and, in the columns client_conversion_..., whichever of the two came first. Local times are in the time zone of the branch in branch_id, or in UTC if there is none.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_client_conversion_events"."user_id" IS 'Identifier of the user.';--> statement-breakpoint
-COMMENT ON COLUMN "public"."fct_client_conversion_events"."branch_id" IS 'Branch of the user. Every local time in the row is in the time zone of this branch. It is in UTC if there is no branch, or if the branch has no time zone.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."fct_client_conversion_events"."branch_id" IS 'Branch of the user. All local times in the row are in the time zone of this branch, or in UTC if the user has no branch or the branch has no time zone.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_client_conversion_events"."local_user_created_at" IS 'Local time at which the user was created.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_client_conversion_events"."lead_status" IS 'CLIENT once the user has bought a membership or a credit pack, LEAD before.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_client_conversion_events"."client_conversion_event_type" IS 'Kind of purchase that came first, MEMBERSHIP or USER_CREDIT (a credit pack). MEMBERSHIP if both came at the same instant or neither has a time. NULL for a lead.';--> statement-breakpoint
@@ -420,12 +419,12 @@ CREATE MATERIALIZED VIEW "public"."fct_lead_conversions" AS (
 with
 
 -- One row per filter that report users can choose: what a gym may count as a
--- conversion. Product owns this list. A new filter is a new line, which says which
--- kinds of purchase it considers. (With a third kind of purchase, a filter could
--- consider two of the three. It would then take the earliest of these by instant,
--- and at the same instant in the order of fct_client_conversion_events. That view
--- would have to return the instants of all first purchases, because local times
--- do not show which one came first.)
+-- conversion. Product owns this list. A new filter is a new line, which says
+-- which kinds of purchase it considers. (With a third kind of purchase, a filter
+-- could consider two of the three. It would then take the earliest of these by
+-- instant, with ties as in fct_client_conversion_events. That view would have to
+-- return the instants of all first purchases, because local times do not show
+-- which one came first.)
 conversion_filters (
     client_conversion_event_filter,
     considers_memberships,
@@ -486,16 +485,16 @@ filtered_conversions as (
 
 )
 
--- One row per user and filter: the columns of figure 1.4.2 of the brief.
--- A user who bought only what the filter does not consider is a LEAD in its row,
+-- One row per user and filter: the columns of figure 1.4.2 of the brief. A user
+-- who bought only what the filter does not consider is a LEAD in this row,
 -- without a conversion.
 --
 -- For speed: the rows are in the order of their bytes, column by column. The
 -- columns between user_id and lead_status are the same in all rows of a user. A
 -- CLIENT comes before a LEAD, whose type is NULL. The columns between type and
 -- filter follow from the type. REFRESH MATERIALIZED VIEW CONCURRENTLY sorts all
--- rows that contain no NULL in this order to look for duplicates, so its sort has
--- little to do.
+-- rows that contain no NULL in this order to look for duplicates, so its sort
+-- has little to do.
 select
     user_id,
     branch_id,
@@ -533,7 +532,7 @@ CREATE INDEX "fct_lead_conversions_branch_id_local_user_created_at_idx" ON "publ
 CREATE UNIQUE INDEX "fct_lead_conversions_user_id_client_conversion_event_filter_key" ON "public"."fct_lead_conversions" USING btree ("user_id","client_conversion_event_filter");--> statement-breakpoint
 COMMENT ON MATERIALIZED VIEW "public"."fct_lead_conversions" IS 'One row per user and filter, so three per user, leads included: the purchase that converted the user, if only the purchases that client_conversion_event_filter names count as a conversion. Local times are in the time zone of the branch in branch_id, or in UTC if there is none.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_lead_conversions"."user_id" IS 'Identifier of the user.';--> statement-breakpoint
-COMMENT ON COLUMN "public"."fct_lead_conversions"."branch_id" IS 'Branch of the user. Every local time in the row is in the time zone of this branch. It is in UTC if there is no branch, or if the branch has no time zone.';--> statement-breakpoint
+COMMENT ON COLUMN "public"."fct_lead_conversions"."branch_id" IS 'Branch of the user. All local times in the row are in the time zone of this branch, or in UTC if the user has no branch or the branch has no time zone.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_lead_conversions"."local_user_created_at" IS 'Local time at which the user was created.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_lead_conversions"."lead_status" IS 'CLIENT if the user has bought anything that the filter counts, otherwise LEAD.';--> statement-breakpoint
 COMMENT ON COLUMN "public"."fct_lead_conversions"."client_conversion_event_type" IS 'Kind of the converting purchase, MEMBERSHIP or USER_CREDIT (a credit pack). NULL for a lead.';--> statement-breakpoint

@@ -605,9 +605,9 @@ conversions as (
         date_trunc('month', local_user_created_at)::date as month,
 
         -- Days and months from joining to conversion, on the calendar of the
-        -- branch. NULL for a lead, and if one of the two dates is unknown: a date
-        -- after the refresh or before 1970 is a mistake in the data. Below 0 if
-        -- the purchase is older than the user.
+        -- branch. NULL for a lead, and if one of the two dates is unknown: a
+        -- date after the refresh or before 1970 is a mistake in the data. Below 0
+        -- if the user bought before joining.
         case
             when ${canBeTrue(joined, refreshedAt)}
                 and ${canBeTrue(converted, refreshedAt)}${known}
@@ -644,7 +644,7 @@ function whereOf({ branch, from = null, to }: Scope, also?: SQL): SQL {
 const headlinesOf = (scope: Scope): SQL => sql`${conversionsOf(scope)}
 
 -- One row per filter. Half of the clients took at most median_days, and nine in
--- ten took at most p90_days. Both leave out clients who bought before they joined.
+-- ten took at most p90_days. Both leave out clients who bought before joining.
 select
     filter,
     count(*) as users,
@@ -722,8 +722,8 @@ order by filter, rank, type`;
 
 const productsOf = (scope: Scope): SQL => sql`${conversionsOf(scope)},
 
--- One row per filter, type and product, with its rank. All products that are not
--- shown share the last rank.
+-- One row per filter, type and product, with its rank. All products that are
+-- not shown share the last rank.
 ranked as (
 
     select
@@ -772,8 +772,8 @@ order by 1, 2, 3`;
 const cohortsOf = (scope: Scope): SQL => sql`${conversionsOf(scope)}
 
 -- One row per filter, month of joining and number of months until conversion. A
--- user who bought before joining was a client from the start. All months that are
--- not shown share the last number.
+-- user who bought before joining was a client from the start. All months that
+-- are not shown share the last number.
 select
     filter,
     month,
@@ -843,8 +843,8 @@ limit 1`;
 const feedsOf = (scope: Scope): SQL => sql`
 with
 
--- One row per user, and one per first purchase of each type, which is in the rows
--- of the filter of that type. Dates that cannot be true are left out.
+-- One row per user, and one per first purchase of each type, which is in the
+-- rows of the filter of that type. Dates that cannot be true are left out.
 records as (
 
     select
@@ -882,9 +882,9 @@ const periodOf = (scope: Scope): SQL => {
   return sql`
 with
 
--- One row per branch, and one for users without a branch: the time zone, and the
--- latest joining or conversion. A date after the refresh, in every time zone, or
--- before 1970 is a mistake in the data.
+-- One row per branch, and one for users without a branch: the time zone, and
+-- the latest joining or conversion. A date after the refresh, in every time zone,
+-- or before 1970 is a mistake in the data.
 branches as (
 
     select
